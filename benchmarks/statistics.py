@@ -1,0 +1,60 @@
+"""Intervals for shares: every recall is printed with one."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+
+
+def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a share of independent questions (Wilson 1927).
+
+    right: how many of n were right. Returns (low, high) in [0, 1]; (0, 1) for n = 0.
+
+    Raises ValueError unless 0 <= right <= n.
+    """
+    if not 0 <= right <= n:
+        raise ValueError(f"{right} right of {n} is no share.")
+    if n == 0:
+        return 0.0, 1.0
+    low, high = _score_interval(right / n, n, confidence)
+    # At the ends the exact bounds are 0 and 1; rounding must not push them past.
+    return (0.0 if right == 0 else low), (1.0 if right == n else high)
+
+
+def clustered_wilson(
+    counts: Sequence[tuple[int, int]], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's interval for questions in clusters, such as several about one person.
+
+    counts: (asked, right) of each cluster. The number of questions is divided by the design effect
+    (Kish 1965), estimated as the ratio of the between-cluster variance of the share to that of
+    independent questions and taken as at least 1.
+    """
+    asked = sum(n for n, _ in counts)
+    right = sum(k for _, k in counts)
+    if asked == 0 or right in (0, asked):
+        # Nothing varies, so nothing can be estimated: count clusters as single questions.
+        return wilson(len(counts) if right else 0, len(counts), confidence)
+    share = right / asked
+    m = len(counts)
+    if m < 2:
+        return wilson(round(share), 1, confidence)
+    spread = sum((k - share * n) ** 2 for n, k in counts) * m / (m - 1) / asked**2
+    effect = max(1.0, spread / (share * (1 - share) / asked))
+    return _score_interval(share, asked / effect, confidence)
+
+
+def _score_interval(share: float, n: float, confidence: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return (centre - half) / scale, (centre + half) / scale
+
+
+def percent(right: int, n: int) -> str:
+    """A share with its Wilson interval for people to read: "97.2% [96.0, 98.1]"."""
+    if n == 0:
+        return "-"
+    low, high = wilson(right, n)
+    return f"{100 * right / n:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"

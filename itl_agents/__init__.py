@@ -1,0 +1,6 @@
+"""Agents that play the tasks of `itl_env`; NanoLlama's classes live in `itl_agents.nanollama`."""
+
+from itl_agents.agent import Agent, Conversation, rollout
+from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
+
+__all__ = ["Agent", "Conversation", "ExpertAgent", "NoToolAgent", "RandomAgent", "rollout"]

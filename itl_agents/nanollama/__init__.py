@@ -1,0 +1,17 @@
+"""NanoLlama: a small Llama from scratch, its tokenizer, generation and agent."""
+
+from itl_agents.nanollama.agent import NanoLlamaAgent
+from itl_agents.nanollama.generate import Generated, generate
+from itl_agents.nanollama.model import NanoLlama, NanoLlamaConfig, load_model, save_model
+from itl_agents.nanollama.tokenizer import ByteTokenizer
+
+__all__ = [
+    "ByteTokenizer",
+    "Generated",
+    "NanoLlama",
+    "NanoLlamaAgent",
+    "NanoLlamaConfig",
+    "generate",
+    "load_model",
+    "save_model",
+]

@@ -1,0 +1,64 @@
+"""NanoLlama as an agent: it writes a turn and ends it with the mark of a call or of an answer."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from itl_agents.agent import Conversation
+from itl_agents.nanollama.generate import Generated, generate
+from itl_agents.nanollama.model import NanoLlama
+from itl_agents.nanollama.tokenizer import ByteTokenizer
+from itl_agents.render import DialogueTokenizer, render_prompt
+from itl_env.episode import Completion
+
+
+class NanoLlamaAgent:
+    """Plays with a NanoLlama.
+
+    temperature: 0 is greedy; above 0 each turn is drawn with the conversation's own seed.
+    max_new_tokens: of one turn; a longer turn is cut (`finish_reason` is `length`).
+
+    A conversation too long for the model ends in a completion with `finish_reason` `error`.
+    """
+
+    def __init__(
+        self,
+        model: NanoLlama,
+        tokenizer: DialogueTokenizer | None = None,
+        *,
+        name: str = "nanollama",
+        temperature: float = 0.0,
+        max_new_tokens: int = 160,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer or ByteTokenizer()
+        self.name = name
+        self.temperature = temperature
+        self.max_new_tokens = max_new_tokens
+
+    def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
+        """See `Agent.respond`."""
+        prompts = [
+            render_prompt(talk.messages, self.tokenizer, talk.completions) for talk in conversations
+        ]
+        room = self.model.config.max_length - self.max_new_tokens
+        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= room]
+        written = generate(
+            self.model,
+            [prompts[lane] for lane in fitting],
+            stop_ids=(self.tokenizer.database_id, self.tokenizer.end_id),
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            seeds=[conversations[lane].seed for lane in fitting],
+        )
+        completions = [Completion("", None, "error")] * len(prompts)
+        for lane, new in zip(fitting, written, strict=True):
+            completions[lane] = self._completion(new)
+        return completions
+
+    def _completion(self, new: Generated) -> Completion:
+        if not new.stopped:
+            return Completion(self.tokenizer.decode(new.token_ids), new.token_ids, "length")
+        *content, end = new.token_ids
+        kind: Literal["query", "answer"]
+        kind = "query" if end == self.tokenizer.database_id else "answer"
+        return Completion(self.tokenizer.decode(content), new.token_ids, "stop", kind)

@@ -1,0 +1,115 @@
+"""The byte tokenizer: ids 0-255 are bytes, 256-259 the marks of a dialogue.
+
+Saved as a Hugging Face tokenizer, `transformers.AutoTokenizer.from_pretrained(folder)` gives the
+same ids.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MARKS = ("<|user|>", "<|assistant|>", "<|database|>", "<|eod|>")
+
+# For libraries that render through a chat template. Content there may spell a mark; only
+# `itl_agents.render` keeps data from ever becoming a control token.
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'user' -%}{{ '<|user|>' + message['content'] }}"
+    "{%- elif message['role'] == 'assistant' -%}{{ '<|assistant|>' }}"
+    "{%- generation -%}{{ message['content'] + ('<|eod|>' if loop.last else '<|database|>') }}"
+    "{%- endgeneration -%}"
+    "{%- else -%}{{ message['content'] }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"
+)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes and four marks; vocabulary size 260."""
+
+    vocabulary_size = 256 + len(MARKS)
+    user_id, assistant_id, database_id, end_id = range(256, 260)
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of the text; a lone surrogate, which has none, becomes its escape."""
+        return list(text.encode("utf-8", errors="backslashreplace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD, marks their names."""
+        if all(token < 256 for token in ids):
+            return bytes(ids).decode("utf-8", errors="replace")
+        named = [bytes([t]) if t < 256 else MARKS[t - 256].encode() for t in ids]
+        return b"".join(named).decode("utf-8", errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and the chat template."""
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "eos_token": MARKS[3],
+            "pad_token": MARKS[3],
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(_hugging_face(), ensure_ascii=False))
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+
+
+def _hugging_face() -> dict[str, Any]:
+    """The `tokenizers` description: a byte-level BPE without merges."""
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": 256 + place,
+                "content": mark,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for place, mark in enumerate(MARKS)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {character: byte for byte, character in enumerate(_byte_characters())},
+            "merges": [],
+        },
+    }
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in byte-level BPE files.
+
+    Printable Latin-1 bytes stand for themselves, the others for code points from 256 upwards
+    (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    characters, spare = [], 256
+    for byte in range(256):
+        if byte in printable:
+            characters.append(chr(byte))
+        else:
+            characters.append(chr(spare))
+            spare += 1
+    return characters

@@ -1,0 +1,115 @@
+"""The only place that turns a dialogue into token ids, and says which of them are trained.
+
+A dialogue becomes::
+
+    <|user|>question<|assistant|>call<|database|>reply<|assistant|>statement<|eod|>
+
+What the model must write is trained: its own text, the `<|database|>` mark that ends a call (the
+model decides to hand over) and the `<|eod|>` after its answer. The user's text, the reply and the
+`<|assistant|>` marks that the environment puts are not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from itl_env.dialogue import Message
+from itl_env.episode import Completion, Episode
+
+IGNORED = -100
+"""The label of a token that is not trained (the value PyTorch's cross-entropy skips)."""
+
+
+class DialogueTokenizer(Protocol):
+    """A tokenizer with the four marks of a dialogue."""
+
+    user_id: int
+    assistant_id: int
+    database_id: int
+    end_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of content; whatever the text spells, never one of the marks."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; marks are shown by their names."""
+        ...
+
+
+class Rendered(NamedTuple):
+    """Token ids and, for each, its own id if it is trained, else IGNORED. Labels are unshifted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def render(episode: Episode, tokenizer: DialogueTokenizer) -> Rendered:
+    """The whole episode; raises ValueError if nothing in it is trained."""
+    rendered = render_messages(episode.messages, tokenizer, episode.completions)
+    if all(label == IGNORED for label in rendered.labels):
+        raise ValueError(f"Episode {episode.index} holds no assistant turn to train on.")
+    return rendered
+
+
+def render_prompt(
+    messages: Sequence[Message],
+    tokenizer: DialogueTokenizer,
+    completions: Sequence[Completion] = (),
+) -> list[int]:
+    """Ids of the dialogue so far and the mark after which the assistant writes."""
+    return [*render_messages(messages, tokenizer, completions).input_ids, tokenizer.assistant_id]
+
+
+def render_messages(
+    messages: Sequence[Message],
+    tokenizer: DialogueTokenizer,
+    completions: Sequence[Completion] = (),
+) -> Rendered:
+    """Ids and labels of messages.
+
+    completions: the assistant's turns in order; one with token ids is taken as it was sampled
+        instead of being encoded again from text.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    turns = iter(completions)
+    for place, message in enumerate(messages):
+        if message.role != "assistant":
+            mark = tokenizer.user_id if message.role == "user" else tokenizer.database_id
+            # The mark that ends a call belongs to the assistant's turn.
+            new = tokenizer.encode(message.content)
+            new = [mark, *new] if message.role == "user" else new
+            ids += new
+            labels += [IGNORED] * len(new)
+            continue
+        ends_call = place + 1 < len(messages)
+        end = tokenizer.database_id if ends_call else tokenizer.end_id
+        turn = next(turns, None)
+        written = _written(message, turn, tokenizer)
+        if not written or written[-1] not in (tokenizer.database_id, tokenizer.end_id):
+            written = [*written, end]
+        elif written[-1] != end:
+            # The task took the turn otherwise than the model marked it: show what followed.
+            written = [*written[:-1], end]
+        ids += [tokenizer.assistant_id, *written]
+        labels += [IGNORED, *written]
+    return Rendered(ids, labels)
+
+
+def _written(message: Message, turn: Completion | None, tokenizer: DialogueTokenizer) -> list[int]:
+    if turn is not None and turn.token_ids is not None:
+        return turn.token_ids
+    return tokenizer.encode(message.content)
+
+
+def coloured(rendered: Rendered, tokenizer: DialogueTokenizer) -> str:
+    """The dialogue for a terminal: what is trained in green, the rest in grey."""
+    pieces: list[str] = []
+    start = 0
+    trained = [label != IGNORED for label in rendered.labels]
+    for place in range(1, len(trained) + 1):
+        if place == len(trained) or trained[place] != trained[start]:
+            colour = "\033[32m" if trained[start] else "\033[90m"
+            pieces.append(f"{colour}{tokenizer.decode(rendered.input_ids[start:place])}\033[0m")
+            start = place
+    return "".join(pieces)

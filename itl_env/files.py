@@ -1,0 +1,39 @@
+"""Files that are seen whole or not at all."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from itl_env.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it on success and removed on failure.
+
+    Raises ConfigError if `path` cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"Cannot write {path}: there is no folder {path.parent}, create it first."
+        )
+    if path.is_dir():
+        raise ConfigError(f"Cannot write {path}: it is a folder, name a file in it.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror}.") from error
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file; see `whole_file`."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

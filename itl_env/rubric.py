@@ -1,0 +1,94 @@
+"""Rewards as pure functions of what happened: an answer is right when its value is exactly right.
+
+The value is compared after normalisation (Unicode NFC, letter case, surrounding space, one final
+full stop), never by substring or suffix: "1/5/1990" does not match "21/5/1990".
+"""
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from itl_env.episode import StopReason
+from itl_env.errors import ConfigError
+from itl_env.facts import Fact
+
+
+class Transcript(Protocol):
+    """What a component may look at; a finished task state and an `Episode` both have it."""
+
+    @property
+    def fact(self) -> Fact: ...
+    @property
+    def answer(self) -> str | None: ...
+    @property
+    def stop_reason(self) -> StopReason | None: ...
+    @property
+    def n_queries(self) -> int: ...
+
+
+class Component(NamedTuple):
+    """One part of a reward: its name, its weight and the function that scores a transcript."""
+
+    name: str
+    weight: float
+    score: Callable[[Transcript], float]
+
+
+class Score(NamedTuple):
+    """A total reward and its parts, unweighted, by name."""
+
+    total: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """A weighted sum of components."""
+
+    components: tuple[Component, ...]
+
+    def __call__(self, transcript: Transcript) -> Score:
+        total = 0.0
+        parts = {}
+        for name, weight, score in self.components:
+            parts[name] = score(transcript)
+            total += weight * parts[name]
+        return Score(total, parts)
+
+
+def normalise(value: str) -> str:
+    """The form in which values are compared."""
+    text = unicodedata.normalize("NFC", value.strip()).casefold()
+    return text.removesuffix(".").rstrip()
+
+
+def is_exact(transcript: Transcript) -> float:
+    """1.0 if the answered value equals the fact's value after normalisation, else 0.0."""
+    answer = transcript.answer
+    if answer is None:
+        return 0.0
+    gold = transcript.fact.value
+    return float(answer == gold or normalise(answer) == normalise(gold))
+
+
+def contains_value(transcript: Transcript) -> float:
+    """1.0 if the value appears anywhere in the answer: a lenient figure, never the default."""
+    answer = transcript.answer
+    return float(answer is not None and normalise(transcript.fact.value) in normalise(answer))
+
+
+RUBRICS: dict[str, Rubric] = {
+    "exact": Rubric((Component("exact", 1.0, is_exact),)),
+    "lenient": Rubric((Component("lenient", 1.0, contains_value),)),
+}
+
+
+def rubric_named(name: str) -> Rubric:
+    """The rubric of that name; raises ConfigError if there is none."""
+    try:
+        return RUBRICS[name]
+    except KeyError:
+        raise ConfigError(
+            f"There is no rubric {name!r}; choose among {', '.join(RUBRICS)}."
+        ) from None

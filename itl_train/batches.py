@@ -1,0 +1,140 @@
+"""Dialogues as flat tensors, and batches of nearly equal length drawn from them.
+
+Every dialogue is rendered once. A batch is a pure function of (seed, step), so resuming a run needs
+no state of the data beyond the step.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from itl_agents.render import IGNORED, DialogueTokenizer, render
+from itl_env import streams
+from itl_env.episode import Episode
+
+
+class Batch(NamedTuple):
+    """One step's data.
+
+    input_ids: (batch, seq), padded on the right.
+    positions: flat indices into (batch * seq) of the tokens whose successor is trained.
+    targets: (len(positions),) those successors.
+    n_tokens: tokens that are no padding.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """Rendered dialogues, end to end.
+
+    ids: (total,) token ids. trained: (total,) whether each is trained. starts: (n + 1,) offsets.
+    """
+
+    ids: Tensor
+    trained: Tensor
+    starts: Tensor
+
+    @classmethod
+    def render(cls, episodes: Iterable[Episode], tokenizer: DialogueTokenizer) -> "Dialogues":
+        """Render every episode; raises ValueError if there is none."""
+        ids: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        for episode in episodes:
+            rendered = render(episode, tokenizer)
+            ids.append(np.array(rendered.input_ids, dtype=np.int32))
+            labels.append(np.array(rendered.labels, dtype=np.int32))
+        if not ids:
+            raise ValueError("There are no episodes to train on.")
+        starts = np.concatenate(([0], np.cumsum([len(row) for row in ids])))
+        return cls(
+            torch.from_numpy(np.concatenate(ids)),
+            torch.from_numpy(np.concatenate(labels) != IGNORED),
+            torch.from_numpy(starts),
+        )
+
+    def to(self, device: torch.device | str) -> "Dialogues":
+        """The same dialogues on a device."""
+        return Dialogues(self.ids.to(device), self.trained.to(device), self.starts.to(device))
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> Tensor:
+        """(n,) tokens of each dialogue."""
+        return self.starts.diff()
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The dialogues `rows` (batch,) side by side, without each one's last token as input."""
+        starts, lengths = self.starts[rows], self.lengths[rows]
+        width = int(lengths.max())
+        offsets = torch.arange(width, device=rows.device)
+        inside = offsets < lengths[:, None]
+        places = (starts[:, None] + offsets).clamp_max(len(self.ids) - 1)
+        ids = torch.where(inside, self.ids[places], 0).long()
+        trained = self.trained[places] & inside
+        positions = trained[:, 1:].flatten().nonzero()[:, 0]
+        return Batch(
+            ids[:, :-1],
+            positions,
+            ids[:, 1:].flatten()[positions],
+            int(lengths.sum()) - len(rows),
+        )
+
+
+class BatchPlan:
+    """Which dialogues make up the batch of each step.
+
+    Dialogues are drawn epoch by epoch without replacement. `GROUP` batches' worth of them at a
+    time are sorted by length and cut into batches, which are then played in random order: rows of a
+    batch have nearly equal length, and padding is a few per cent.
+    """
+
+    GROUP = 64
+
+    def __init__(self, dialogues: Dialogues, batch_size: int, seed: int) -> None:
+        self.dialogues = dialogues
+        self.batch_size = batch_size
+        self.seed = seed
+        self._lengths = dialogues.lengths.cpu().numpy()
+        self._group_index = -1
+        self._group: list[Tensor] = []
+
+    def rows(self, step: int) -> Tensor:
+        """The dialogues of the batch at `step`, (batch,)."""
+        group, place = divmod(step, self.GROUP)
+        if group != self._group_index:
+            self._group, self._group_index = self._make_group(group), group
+        return self._group[place]
+
+    def batch(self, step: int) -> Batch:
+        """The batch at `step`."""
+        return self.dialogues.batch(self.rows(step))
+
+    def _make_group(self, group: int) -> list[Tensor]:
+        n = len(self.dialogues)
+        size = self.GROUP * self.batch_size
+        drawn = np.arange(group * size, (group + 1) * size, dtype=np.uint64)
+        epochs, places = drawn // n, drawn % n
+        rows = np.empty(size, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            inside = epochs == epoch
+            shuffle = streams.key(self.seed, "epoch", int(epoch))
+            rows[inside] = streams.permute(places[inside], n, shuffle)
+        rows = rows[np.argsort(self._lengths[rows], kind="stable")]
+        order = streams.permute(
+            np.arange(self.GROUP, dtype=np.uint64),
+            self.GROUP,
+            streams.key(self.seed, "group", group),
+        )
+        batches = torch.from_numpy(rows).view(self.GROUP, self.batch_size)
+        return list(batches[torch.from_numpy(order.astype(np.int64))].to(self.dialogues.ids.device))

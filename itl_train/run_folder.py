@@ -1,0 +1,113 @@
+"""A run's folder: its configuration, the versions it ran with, and its metrics."""
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from itl_env.episode import package_versions
+from itl_env.errors import ConfigError, ITLError
+from itl_env.files import write_text
+
+
+class RunFolder:
+    """`config.yaml`, `versions.json`, `metrics.jsonl` and `checkpoints/` of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def open(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
+        """Begin a run in `path`, or reopen the run that is there.
+
+        Raises ConfigError if that run has another configuration, and ITLError if the folder cannot
+        be written.
+        """
+        folder = cls(path)
+        # Through YAML and back, so that what is compared is what the file can hold.
+        config = yaml.safe_load(yaml.safe_dump(config))
+        file = path / "config.yaml"
+        if file.exists():
+            there = read_yaml(file)
+            if differing := [
+                key for key in {**there, **config} if there.get(key) != config.get(key)
+            ]:
+                key = sorted(differing)[0]
+                raise ConfigError(
+                    f"{path} holds a run with {key}={there.get(key)!r}, not {config.get(key)!r}; "
+                    "choose another folder, or remove it."
+                )
+            return folder
+        try:
+            folder.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_text(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+            write_text(file, yaml.safe_dump(config, sort_keys=False))
+        except OSError as error:
+            raise ITLError(f"Cannot write the run folder {path}: {error.strerror}.") from None
+        return folder
+
+    def log(
+        self, row: dict[str, Any], on_metrics: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
+        """Append a row to the metrics and hand it on."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if on_metrics is not None:
+            on_metrics(row)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics so far; a last line that was cut off by a kill is left out."""
+        rows: list[dict[str, Any]] = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except ValueError:
+                    break
+        return rows
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop rows of steps that will be taken again."""
+        if self.metrics.exists():
+            rows = [row for row in self.rows() if row["step"] <= step]
+            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """The newest row that holds a recall."""
+        found = [row for row in self.rows() if "recall_seen" in row]
+        return found[-1] if found else None
+
+    def warn(self, message: str) -> None:
+        """Tell the user something that does not stop the run."""
+        warnings.warn(message, stacklevel=3)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; raises ConfigError that names it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"Cannot read {path}: {str(error).splitlines()[0]}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} does not hold a mapping of settings.")
+    return content
+
+
+def versions() -> dict[str, str]:
+    """Python, the packages that matter, and the git commit of the working folder if it has one."""
+    found = {"python": sys.version.split()[0], **package_versions()}
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5
+        )
+        found["git_commit"] = commit.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass  # not run from a checkout
+    return found

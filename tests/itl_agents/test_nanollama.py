@@ -1,0 +1,206 @@
+"""NanoLlama against transformers' Llama, an independent implementation of the same equations."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from itl_agents.nanollama import (
+    ByteTokenizer,
+    NanoLlama,
+    NanoLlamaConfig,
+    generate,
+    load_model,
+    save_model,
+)
+from itl_agents.nanollama.model import KVCache
+from itl_env.errors import ConfigError, ITLError
+
+CONFIGS = [
+    NanoLlamaConfig(d_model=32, n_layers=2, n_heads=2),
+    NanoLlamaConfig(d_model=48, n_layers=3, n_heads=4, n_kv_heads=2, d_hidden=40, rope_theta=100.0),
+]
+
+
+def prompts(seed: int, lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 260, (n,), generator=generator).tolist() for n in lengths]
+
+
+def saved(config: NanoLlamaConfig, folder: Path) -> tuple[NanoLlama, LlamaForCausalLM]:
+    model = NanoLlama(config, seed=3)
+    # Gains of 1 would hide a norm that is applied in the wrong place.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.copy_(torch.linspace(0.5, 1.5, len(parameter)))
+    save_model(model, folder)
+    return model, AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_logits_equal_those_of_transformers(config: NanoLlamaConfig, tmp_path: Path) -> None:
+    model, llama = saved(config, tmp_path)
+    ids = torch.tensor(prompts(0, [97] * 5))
+    with torch.inference_mode():
+        ours, theirs = model(ids), llama(ids).logits
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_parameters_are_counted(config: NanoLlamaConfig, tmp_path: Path) -> None:
+    model, llama = saved(config, tmp_path)
+    assert config.n_parameters == sum(p.numel() for p in model.parameters())
+    assert config.n_parameters == llama.num_parameters()
+
+
+def test_the_published_shape_has_the_published_size() -> None:
+    for d in (16, 64, 128):
+        assert NanoLlamaConfig(d_model=d, n_heads=2).n_parameters == 32 * d**2 + 525 * d
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_selected_positions_equal_all_positions(config: NanoLlamaConfig) -> None:
+    model = NanoLlama(config)
+    ids = torch.tensor(prompts(1, [33] * 4))
+    positions = torch.tensor([0, 32, 40, 131])
+    with torch.inference_mode():
+        assert torch.allclose(
+            model(ids, positions=positions), model(ids).flatten(0, 1)[positions], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_cached_logits_equal_uncached(config: NanoLlamaConfig) -> None:
+    model = NanoLlama(config)
+    rows = prompts(2, [5, 17, 11])
+    more = torch.tensor(prompts(3, [6] * 3))
+    width = max(map(len, rows))
+    padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    with torch.inference_mode():
+        cache = KVCache(config, 3, 64, model.embedding)
+        model(padded, cache)
+        cache.lengths += lengths
+        first = model(more[:, :4], cache)
+        cache.lengths += 4
+        second = model(more[:, 4:], cache)
+        for row, start in enumerate(rows):
+            whole = model(torch.tensor([[*start, *more[row].tolist()]]))[0, len(start) :]
+            assert torch.allclose(torch.cat((first[row], second[row])), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_batched_generation_equals_one_by_one(temperature: float) -> None:
+    model = NanoLlama(CONFIGS[1], seed=1)
+    rows = prompts(4, [3, 40, 12, 12, 25, 1, 9, 30])
+    arguments = {"stop_ids": (7, 60, 255, 130), "max_new_tokens": 40, "temperature": temperature}
+    seeds = list(range(len(rows)))
+    together = generate(model, rows, seeds=seeds, **arguments)
+    alone = [
+        generate(model, [row], seeds=[seed], **arguments)[0]
+        for row, seed in zip(rows, seeds, strict=True)
+    ]
+    assert together == alone
+    lengths = {len(new.token_ids) for new in together}
+    assert len(lengths) > 1, "rows should leave at different times for this to test anything"
+
+
+def test_greedy_generation_equals_that_of_transformers(tmp_path: Path) -> None:
+    model, llama = saved(CONFIGS[0], tmp_path)
+    for row in prompts(5, [4, 20]):
+        theirs = llama.generate(
+            torch.tensor([row]), max_new_tokens=30, do_sample=False, eos_token_id=[7, 130]
+        )
+        ours = generate(model, [row], stop_ids=(7, 130), max_new_tokens=30)[0]
+        assert ours.token_ids == theirs[0, len(row) :].tolist()
+
+
+def test_sampling_follows_the_softmax() -> None:
+    model = NanoLlama(CONFIGS[0])
+    row = prompts(6, [8])[0]
+    n = 4000
+    drawn = generate(
+        model, [row] * n, stop_ids=(), max_new_tokens=1, temperature=0.7, seeds=list(range(n))
+    )
+    counts = torch.zeros(260)
+    for new in drawn:
+        counts[new.token_ids[0]] += 1
+    with torch.inference_mode():
+        expected = torch.softmax(model(torch.tensor([row]))[0, -1] / 0.7, dim=-1)
+    assert (counts / n - expected).abs().sum() / 2 < 0.1  # total variation; about 0.06 by chance
+
+
+def test_a_saved_model_loads_as_it_was(tmp_path: Path) -> None:
+    model, _ = saved(CONFIGS[1], tmp_path)
+    again = load_model(tmp_path)
+    assert again.config == model.config
+    for one, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ITLError, match="Cannot load a model"):
+        load_model(tmp_path / "nowhere")
+    save_model(NanoLlama(CONFIGS[0]), tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(ITLError, match="Cannot load a model"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(whole)
+    description = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(description | {"attention_bias": True}))
+    with pytest.raises(ITLError, match="attention_bias"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(description | {"num_hidden_layers": 3}))
+    with pytest.raises(ITLError, match="missing or extra"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"d_model": 65}, "does not divide"),
+        ({"d_model": 20, "n_heads": 4}, "even head width"),
+        ({"n_kv_heads": 3}, "n_kv_heads"),
+        ({"n_layers": 0}, "must be positive"),
+    ],
+)
+def test_a_contradictory_shape_is_refused(arguments: dict[str, int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        NanoLlamaConfig(**arguments)
+
+
+def test_a_prompt_that_does_not_fit_is_refused() -> None:
+    model = NanoLlama(NanoLlamaConfig(d_model=16, n_heads=2, max_length=32))
+    with pytest.raises(ValueError, match="1 to 22 tokens"):
+        generate(model, prompts(0, [23]), stop_ids=(), max_new_tokens=10)
+
+
+@given(st.text())
+def test_bytes_come_back_as_text(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert max(ids, default=0) < 256
+    if text.isprintable():
+        assert tokenizer.decode(ids) == text
+
+
+def test_the_hugging_face_tokenizer_gives_the_same_ids(tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer()
+    save_model(NanoLlama(CONFIGS[0]), tmp_path)
+    tokenizer.save(tmp_path)
+    other = AutoTokenizer.from_pretrained(tmp_path)
+    for text in (
+        "Ann O'Hara lives at São Paulo.",
+        "Zoë \U0001f600\tx\n y",
+        "".join(map(chr, range(300))),
+    ):
+        assert other(text, add_special_tokens=False).input_ids == tokenizer.encode(text)
+        assert other.decode(tokenizer.encode(text)) == text
+    assert other.convert_tokens_to_ids(["<|user|>", "<|eod|>"]) == [256, 259]
+    assert len(other) == 260
