@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from itl_env.dialogue import Message
 from itl_env.episode import Completion, Episode
 from itl_env.facts import Fact
 from itl_env.recall import RecallTask
-from itl_env.streams import key
+from itl_env.streams import bits, key
 
 
 class Conversation(NamedTuple):
@@ -83,7 +85,7 @@ def _play(
     """Episodes first, first + 1, ... side by side."""
     states = task.start(facts)
     said: list[tuple[Completion, ...]] = [()] * len(states)
-    seeds = [key(seed, "episode", first + lane) for lane in range(len(states))]
+    seeds = bits(key(seed, "episode"), np.arange(first, first + len(states))).tolist()
     episodes: list[Episode | None] = [None] * len(states)
     live = list(range(len(states)))
     while live:

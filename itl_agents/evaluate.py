@@ -1,6 +1,6 @@
 """How much an agent recalls, counted through the task."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from itl_agents.agent import Agent, rollout
@@ -58,8 +58,8 @@ def measure_recall(
     return count
 
 
-def one_question_each(task: RecallTask, n_people: int) -> Iterator[Fact]:
+def one_question_each(task: RecallTask, n_people: int) -> list[Fact]:
     """One fact of each of the task's first n people, attributes in turn; independent questions."""
     n_attributes = len(task.attributes)
-    for person in range(min(n_people, len(task.keys))):
-        yield task.fact(person * n_attributes + person % n_attributes)
+    people = range(min(n_people, len(task.keys)))
+    return task.facts_at([person * n_attributes + person % n_attributes for person in people])

@@ -117,8 +117,7 @@ class RandomAgent:
         query = streams.bernoulli(draw, seeds, 0.5)
         rows = streams.uniform_index(streams.key(0, "random fact"), seeds, task.n_facts)
         completions = []
-        for is_query, row in zip(query.tolist(), rows.tolist(), strict=True):
-            fact = task.fact(row)
+        for is_query, fact in zip(query.tolist(), task.facts_at(rows.tolist()), strict=True):
             if is_query:
                 call = task.call(fact.attribute, fact.name)
                 completions.append(Completion(call, kind="query"))

@@ -133,6 +133,27 @@ class FactDatabase:
         ((name, value),) = self._rows(index, index + 1, [self.key, attribute])
         return Fact(_text(name), attribute, _text(value))
 
+    def facts_at(self, places: Sequence[tuple[int, str]]) -> list[Fact]:
+        """The fact of each (row index, attribute); one statement for all where rows are numbered
+        without gaps, as those of `create` are. Raises IndexError, DatabaseError.
+        """
+        if self._info.first is None or len(places) < 2:
+            return [self.fact(index, attribute) for index, attribute in places]
+        asked = {attribute for _, attribute in places}
+        self._check_attributes(asked)
+        if outside := [index for index, _ in places if not 0 <= index < self._info.length]:
+            raise IndexError(f"row {outside[0]} is not in 0..{self._info.length - 1}")
+        first, columns = self._info.first, tuple(name for name in self.attributes if name in asked)
+        position = {column: i for i, column in enumerate(columns, start=2)}
+        numbers: list[str | int] = [first + index for index in {index for index, _ in places}]
+        found = {row[0]: row for row in self._find(self._info.order, numbers, (self.key, *columns))}
+        if len(found) < len(numbers):
+            raise EnvironmentFailure(f"{self._place} has lost rows since it was opened")
+        return [
+            Fact(_text((row := found[first + i])[1]), attribute, _text(row[position[attribute]]))
+            for i, attribute in places
+        ]
+
     def lookup(self, queries: Sequence[tuple[str, str]]) -> list[str | None]:
         """The value of each (name, attribute), None for an unknown name; one statement for all.
 
@@ -148,7 +169,7 @@ class FactDatabase:
         columns = tuple(attribute for attribute in self.attributes if attribute in asked)
         position = {column: i for i, column in enumerate(columns, start=1)}
         # The dict compares in Python: a column with a case-insensitive collation may find too much.
-        found = {_text(row[0]): row for row in self._find(keys, columns)}
+        found = {_text(row[0]): row for row in self._find(self.key, keys, columns)}
         return [
             _text(row[position[attribute]]) if (row := found.get(name)) is not None else None
             for name, attribute in queries
@@ -261,40 +282,42 @@ class FactDatabase:
                 return None
         return name
 
-    def _find(self, keys: list[str | int], columns: tuple[str, ...]) -> list[Row]:
-        """The key and `columns` of the rows with the given keys."""
-        if not keys:
+    def _find(self, by: str, values: list[str | int], columns: tuple[str, ...]) -> list[Row]:
+        """The column `by` and `columns` of the rows with the given values of `by`."""
+        if not values:
             return []
         dialect = self._engine.dialect.name
         if dialect in ("sqlite", "postgresql"):
-            given = _json(keys) if dialect == "sqlite" else keys
-            return self._read(self._array_lookup(columns), {"names": given})
+            given = _json(values) if dialect == "sqlite" else values
+            return self._read(self._array_lookup(by, columns), {"given": given})
         rows: list[Row] = []
-        for start in range(0, len(keys), IN_LIST):
-            values = {f"name_{i}": key for i, key in enumerate(keys[start : start + IN_LIST])}
-            statement, table = self._select(columns)
-            statement = statement.where(table.c[self.key].in_([sa.bindparam(n) for n in values]))
-            rows += self._read(self._compile(statement), values)
+        for start in range(0, len(values), IN_LIST):
+            part = {f"given_{i}": value for i, value in enumerate(values[start : start + IN_LIST])}
+            statement, table = self._select(by, columns)
+            statement = statement.where(table.c[by].in_([sa.bindparam(name) for name in part]))
+            rows += self._read(self._compile(statement), part)
         return rows
 
-    def _array_lookup(self, columns: tuple[str, ...]) -> SQLCompiler:
-        """A lookup with all names in one parameter: JSON in SQLite, an array in PostgreSQL."""
-        if ("lookup", columns) in self._compiled:
-            return self._compiled["lookup", columns]
-        statement, table = self._select(columns)
-        key = table.c[self.key]
-        names: sa.BindParameter[Any] = sa.bindparam("names")
+    def _array_lookup(self, by: str, columns: tuple[str, ...]) -> SQLCompiler:
+        """A lookup with all values in one parameter: JSON in SQLite, an array in PostgreSQL."""
+        index = ("lookup", by, *columns)
+        if index in self._compiled:
+            return self._compiled[index]
+        statement, table = self._select(by, columns)
+        values: sa.BindParameter[Any] = sa.bindparam("given")
         if self._engine.dialect.name == "sqlite":
-            given = sa.func.json_each(names).table_valued("value", name="given")
-            statement = statement.join_from(given, table, key == given.c.value)
+            given = sa.func.json_each(values).table_valued("value", name="given")
+            statement = statement.join_from(given, table, table.c[by] == given.c.value)
         else:
-            array = ARRAY(sa.BigInteger if self._info.key_is_integer else sa.Text)
-            statement = statement.where(key == sa.any_(sa.cast(names, array)))
-        return self._compiled.setdefault(("lookup", columns), self._compile(statement))
+            is_integer = by == self._info.order != self.key or self._info.key_is_integer
+            array = ARRAY(sa.BigInteger if is_integer else sa.Text)
+            statement = statement.where(table.c[by] == sa.any_(sa.cast(values, array)))
+        return self._compiled.setdefault(index, self._compile(statement))
 
-    def _select(self, columns: Iterable[str]) -> tuple[sa.Select[Any], sa.TableClause]:
+    def _select(self, by: str, columns: Iterable[str]) -> tuple[sa.Select[Any], sa.TableClause]:
         table = self._info.clause()
-        return sa.select(*(table.c[column] for column in (self.key, *columns))), table
+        # Labels, since `by` may be asked for as well.
+        return sa.select(table.c[by], *(table.c[name].label(None) for name in columns)), table
 
     def _rows(self, start: int, stop: int | None, columns: list[str]) -> Iterator[Row]:
         stop = self._info.length if stop is None else stop

@@ -94,9 +94,9 @@ class Phrasing:
     def name_in(self, question: str) -> str | None:
         """The name this phrasing would have been asked about, or None if it does not fit."""
         before, after = self._question
-        fits = question.startswith(before) and question.endswith(after)
-        name = question[len(before) : len(question) - len(after)]
-        return name if fits and name else None
+        if not (question.startswith(before) and question.endswith(after)):
+            return None
+        return question[len(before) : len(question) - len(after)] or None
 
     def state(self, name: str, value: str) -> str:
         """The statement that `name` has `value`."""

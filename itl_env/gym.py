@@ -20,7 +20,7 @@ from itl_env.gym_shared import (
     build_task,
     check_render_mode,
     dialogue_text,
-    draw_fact,
+    draw_facts,
     info_of,
     live_state,
     pinned_fact,
@@ -138,7 +138,7 @@ class FactRecallEnv(gymnasium.Env[str, Any]):
         """Ask a fact; raises ConfigError for options that it does not know."""
         super().reset(seed=seed)
         fact = pinned_fact(self.task, options, known=("fact",))
-        fact = fact or draw_fact(self.task, self.np_random)
+        fact = fact or draw_facts(self.task, [self.np_random])[0]
         (self.reply,) = begin(self.task, [fact], self.observation_space)
         return self.reply.observation, info_of(self.task, self.reply)
 

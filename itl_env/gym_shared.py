@@ -125,10 +125,13 @@ def begin(task: RecallTask, facts: Sequence[Fact], space: UnicodeText) -> list[R
     return replies
 
 
-def draw_fact(task: RecallTask, generator: np.random.Generator) -> Fact:
-    """A uniform fact. Of raw bits, since NumPy's distributions may change between versions."""
-    bits = int(generator.bit_generator.random_raw())
-    return task.fact(bits * task.n_facts >> 64)
+def draw_facts(task: RecallTask, generators: Sequence[np.random.Generator]) -> list[Fact]:
+    """A uniform fact from each generator, read together.
+
+    Of raw bits, since NumPy's distributions may change between versions.
+    """
+    draws = [int(generator.bit_generator.random_raw()) for generator in generators]
+    return task.facts_at([bits * task.n_facts >> 64 for bits in draws])
 
 
 def pinned_fact(

@@ -19,7 +19,7 @@ from itl_env.gym_shared import (
     build_task,
     check_render_mode,
     dialogue_text,
-    draw_fact,
+    draw_facts,
     live_state,
     pinned_fact,
     read_action,
@@ -210,7 +210,10 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         return np.flatnonzero(mask).tolist()
 
     def _ask(self, lanes: Sequence[int], fact: Fact | None = None) -> None:
-        facts = [fact or draw_fact(self.task, self._generator(lane)) for lane in lanes]
+        if fact is None:
+            facts = draw_facts(self.task, [self._generator(lane) for lane in lanes])
+        else:
+            facts = [fact] * len(lanes)
         replies = begin(self.task, facts, self.single_observation_space)
         for lane, reply in zip(lanes, replies, strict=True):
             self.replies[lane] = reply

@@ -189,10 +189,17 @@ class RecallTask:
 
     def fact(self, index: int) -> Fact:
         """The fact at `index` in 0..n_facts-1, in the order of `facts()`."""
-        if not 0 <= index < self.n_facts:
-            raise IndexError(f"fact {index} of {self.n_facts}")
-        person, attribute = divmod(index, len(self.attributes))
-        return self.database.fact(self.keys.start + person, self.attributes[attribute])
+        return self.facts_at([index])[0]
+
+    def facts_at(self, indices: Sequence[int]) -> list[Fact]:
+        """The facts at `indices`, read together; raises IndexError outside 0..n_facts-1."""
+        places = []
+        for index in indices:
+            if not 0 <= index < self.n_facts:
+                raise IndexError(f"fact {index} of {self.n_facts}")
+            person, attribute = divmod(index, len(self.attributes))
+            places.append((self.keys.start + person, self.attributes[attribute]))
+        return self.database.facts_at(places)
 
     def fact_about(self, name: str, attribute: str) -> Fact:
         """The fact with its value from the database; raises ConfigError if there is none."""

@@ -4,6 +4,7 @@ Every dialogue is rendered once. A batch is a pure function of (seed, step), so 
 no state of the data beyond the step.
 """
 
+import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,19 +47,22 @@ class Dialogues:
     @classmethod
     def render(cls, episodes: Iterable[Episode], tokenizer: DialogueTokenizer) -> "Dialogues":
         """Render every episode; raises ValueError if there is none."""
-        ids: list[np.ndarray] = []
-        labels: list[np.ndarray] = []
+        ids: list[bytes] = []
+        labels: list[bytes] = []
+        lengths: list[int] = []
         for episode in episodes:
             rendered = render(episode, tokenizer)
-            ids.append(np.array(rendered.input_ids, dtype=np.int32))
-            labels.append(np.array(rendered.labels, dtype=np.int32))
+            n = len(rendered.input_ids)
+            # Several times faster than an array from each list, and render is the larger part.
+            ids.append(struct.pack(f"{n}i", *rendered.input_ids))
+            labels.append(struct.pack(f"{n}i", *rendered.labels))
+            lengths.append(n)
         if not ids:
             raise ValueError("There are no episodes to train on.")
-        starts = np.concatenate(([0], np.cumsum([len(row) for row in ids])))
         return cls(
-            torch.from_numpy(np.concatenate(ids)),
-            torch.from_numpy(np.concatenate(labels) != IGNORED),
-            torch.from_numpy(starts),
+            torch.frombuffer(bytearray(b"".join(ids)), dtype=torch.int32),
+            torch.from_numpy(np.frombuffer(b"".join(labels), dtype=np.int32) != IGNORED),
+            torch.from_numpy(np.concatenate(([0], np.cumsum(lengths)))),
         )
 
     def to(self, device: torch.device | str) -> "Dialogues":

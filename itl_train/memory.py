@@ -13,88 +13,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from itl_agents.agent import rollout
 from itl_agents.evaluate import measure_recall, one_question_each
-from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent, NanoLlamaConfig
+from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
 from itl_agents.nanollama.model import Block
 from itl_agents.scripted import ExpertAgent
 from itl_env import streams
 from itl_env.database import FactDatabase
-from itl_env.dialogue import Style
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import RecallTask
 from itl_train.batches import BatchPlan, Dialogues
 from itl_train.checkpoint import checkpoints, keep_last, load_checkpoint, save_checkpoint
+from itl_train.interrupt import deferred_interrupt
+from itl_train.memory_config import MemoryConfig
 from itl_train.optim import Muon, warmup_then_linear
 from itl_train.run_folder import RunFolder
 
-
-@dataclass(frozen=True)
-class MemoryConfig:
-    """One training run; the same fields are the command line's flags and `config.yaml`."""
-
-    database: str  # URL of the fact database, such as sqlite:///facts.db
-    table: str = "people"  # its table of facts
-    key: str = "name"  # the column that names people
-    mode: Literal["in-tool", "in-weight"] = "in-tool"  # look facts up, or know them
-    style: Style = "compact"  # how a call is written
-    n_people: int = 20_000  # people to train on: the first of the database
-    n_unseen: int = 1_000  # people to test on: the next ones; in-weight runs may set 0
-    d_model: int = 64  # width of the residual stream
-    n_layers: int = 3  # attention and feed-forward blocks
-    n_heads: int = 4  # attention heads
-    d_hidden: int | None = 64  # width of the feed-forward; none for 4 d_model
-    rope_theta: float = 10_000.0  # base of the rotary frequencies
-    max_length: int = 512  # tokens the model can see
-    optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
-    lr: float = 4e-3  # AdamW's learning rate
-    muon_lr: float = 0.02  # Muon's learning rate
-    weight_decay: float = 0.0  # of both
-    batch_size: int = 16  # dialogues a step
-    n_steps: int = 2_000  # optimizer steps
-    n_warmup: int = 50  # steps until the learning rate is full; then it falls linearly to 0
-    seed: int = 0  # drives initialisation and data order
-    log_every: int = 50  # steps between lines of metrics.jsonl
-    evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
-    n_evaluate: int = 1_000  # people asked in an evaluation, one question each
-    checkpoint_every: int = 500  # steps between checkpoints
-    keep_checkpoints: int = 2  # how many of the last ones are kept
-    device: str = "cpu"  # where to train: cpu, cuda, ...
-    n_threads: int = 0  # CPU threads; 0 for as many as there are cores, at most 4
-
-    def __post_init__(self) -> None:
-        positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
-        for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("n_unseen", "n_warmup", "weight_decay", "n_threads"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
-        for name in ("lr", "muon_lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
-        self.model_config()  # contradictions in the shape are reported before any work
-
-    def model_config(self) -> NanoLlamaConfig:
-        """The model's shape."""
-        return NanoLlamaConfig(
-            d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            d_hidden=self.d_hidden,
-            rope_theta=self.rope_theta,
-            max_length=self.max_length,
-        )
-
-    def task(self, database: FactDatabase, keys: slice) -> RecallTask:
-        """The task over a slice of the database in this run's mode and style."""
-        max_queries = 1 if self.mode == "in-tool" else 0
-        return RecallTask(database, keys=keys, style=self.style, max_queries=max_queries)
+__all__ = ["MemoryConfig", "MemoryRun", "Tasks", "expert_dialogues", "train_memory"]
 
 
 @dataclass(frozen=True)
@@ -160,8 +100,13 @@ class MemoryRun:
         """
         self.config = config
         self.tasks = Tasks.open(config)
-        self.folder = RunFolder.open(out, dataclasses.asdict(config))
         self.tokenizer = ByteTokenizer()
+        self._dialogues: Dialogues | None = None
+        if not RunFolder(out).begun:
+            self._render()
+        # The address as it may be written down: without a password.
+        database = self.tasks.seen.database.url
+        self.folder = RunFolder.open(out, {**dataclasses.asdict(config), "database": database})
         self.step = 0
         self.model = NanoLlama(
             config.model_config(), seed=streams.key(config.seed, "initialisation") % 2**63
@@ -174,6 +119,19 @@ class MemoryRun:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         self.folder.forget_metrics_after(self.step)
+
+    def _render(self) -> Dialogues:
+        """The training dialogues, rendered once; raises ConfigError if the model is too short."""
+        if self._dialogues is None:
+            dialogues = expert_dialogues(self.tasks.seen, self.tokenizer)
+            longest = int(dialogues.lengths.max())
+            if longest > self.config.max_length:
+                raise ConfigError(
+                    f"max_length is {self.config.max_length}, shorter than the longest dialogue "
+                    f"of {longest} tokens; raise it."
+                )
+            self._dialogues = dialogues.to(self.config.device)
+        return self._dialogues
 
     def _restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole, if there is any."""
@@ -197,21 +155,20 @@ class MemoryRun:
 
         on_metrics: called with every line of `metrics.jsonl` as it is written.
 
-        Ctrl-C saves a checkpoint and raises KeyboardInterrupt. Raises ITLError at a loss that is
-        not finite, naming the step.
+        Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises ITLError
+        at a loss that is not finite, naming the step.
         """
         config = self.config
         threads = config.n_threads or min(4, torch.get_num_threads())
         torch.set_num_threads(threads)
         if self.step < config.n_steps:
-            dialogues = expert_dialogues(self.tasks.seen, self.tokenizer)
-            plan = BatchPlan(dialogues.to(config.device), config.batch_size, config.seed)
-            try:
+            plan = BatchPlan(self._render(), config.batch_size, config.seed)
+            with deferred_interrupt() as interrupted:
                 while self.step < config.n_steps:
                     self._advance(plan, on_metrics)
-            except KeyboardInterrupt:
-                self._save()
-                raise
+                    if interrupted():
+                        self._save()
+                        raise KeyboardInterrupt
         last = self.folder.last_evaluation()
         if last is None or last["step"] != self.step:
             last = self._evaluate(on_metrics)
@@ -243,17 +200,15 @@ class MemoryRun:
         self._loss_steps += 1
         seconds = time.perf_counter() - began
         if self.step % config.log_every == 0 or self.step == config.n_steps:
-            self.folder.log(
-                {
-                    "step": self.step,
-                    "loss": self._loss_sum / self._loss_steps,
-                    "lr": config.lr * factor,
-                    "tokens_per_s": batch.n_tokens / seconds,
-                    "exposures": self.step * config.batch_size / len(plan.dialogues),
-                },
-                on_metrics,
-            )
+            row = {
+                "step": self.step,
+                "loss": self._loss_sum / self._loss_steps,
+                "lr": config.lr * factor,
+                "tokens_per_s": batch.n_tokens / seconds,
+                "exposures": self.step * config.batch_size / len(plan.dialogues),
+            }
             self._loss_sum, self._loss_steps = 0.0, 0
+            self.folder.log(row, on_metrics)
         if self.step % config.evaluate_every == 0 and self.step < config.n_steps:
             self._evaluate(on_metrics)
         if self.step % config.checkpoint_every == 0 or self.step == config.n_steps:

@@ -23,6 +23,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
+    @property
+    def begun(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.path / "config.yaml").exists()
+
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
         """Begin a run in `path`, or reopen the run that is there.

@@ -40,8 +40,8 @@ class NanoLlamaAgent:
         prompts = [
             render_prompt(talk.messages, self.tokenizer, talk.completions) for talk in conversations
         ]
-        room = self.model.config.max_length - self.max_new_tokens
-        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= room]
+        room = self.model.config.max_length
+        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) < room]
         written = generate(
             self.model,
             [prompts[lane] for lane in fitting],

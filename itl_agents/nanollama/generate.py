@@ -1,4 +1,4 @@
-"""Batched generation with a key-value cache: prompts of any lengths together, finished rows leave."""
+"""Batched generation with a key-value cache: prompts of any lengths together, ended rows leave."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -28,25 +28,25 @@ def generate(
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> list[Generated]:
-    """Continue each prompt until it writes one of `stop_ids` or `max_new_tokens` ids.
+    """Continue each prompt until it writes one of `stop_ids`, `max_new_tokens` ids, or as many as
+    fit into the model's `max_length` tokens.
 
     temperature: 0 takes the likeliest id; above 0 ids are drawn from softmax(logits / temperature)
         with randomness that depends on the row's seed alone.
     seeds: one for each prompt; needed when temperature is above 0.
 
-    Raises ValueError for an empty prompt, one that leaves no room in the model's `max_length`, or
-    missing seeds.
+    Raises ValueError for an empty prompt, one that leaves no room for a new token, or missing
+    seeds.
     """
     if not prompts:
         return []
     device = model.embedding.device
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    limit = model.config.max_length - max_new_tokens
-    if int(lengths.min()) < 1 or int(lengths.max()) > limit:
+    max_length = model.config.max_length
+    if int(lengths.min()) < 1 or int(lengths.max()) >= max_length:
         raise ValueError(
-            f"Prompts must have 1 to {limit} tokens so that {max_new_tokens} new ones fit the "
-            f"model's {model.config.max_length}; these have {int(lengths.min())} to "
-            f"{int(lengths.max())}."
+            f"Prompts must have 1 to {max_length - 1} tokens so that the model of {max_length} can "
+            f"go on; these have {int(lengths.min())} to {int(lengths.max())}."
         )
     if temperature > 0 and seeds is None:
         raise ValueError("Sampling needs one seed for each prompt.")
@@ -56,23 +56,25 @@ def generate(
     ids, lengths = ids.to(device), lengths.to(device)
     noise = None if temperature <= 0 else _Gumbel(seeds or (), model.config.vocabulary_size)
 
-    capacity = ids.shape[1] + max_new_tokens
+    limits = (max_length - lengths).clamp_max(max_new_tokens)
+    longest = int(limits.max())
+    capacity = min(ids.shape[1] + longest, max_length)
     cache = KVCache(model.config, len(prompts), capacity, model.embedding)
     last = torch.arange(len(prompts), device=device) * ids.shape[1] + lengths - 1
     logits = model(ids, cache, positions=last)
     cache.lengths += lengths
 
     stops = torch.tensor(list(stop_ids), device=device)
-    written = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
-    counts = torch.full((len(prompts),), max_new_tokens, device=device)
+    written = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+    counts = limits.clone()
     live = torch.arange(len(prompts), device=device)  # the prompt that each row of the cache serves
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # by row of the cache
-    for step in range(max_new_tokens):
+    for step in range(longest):
         if noise is not None:
             logits = logits / temperature + noise(live, step).to(logits)
         new = logits.argmax(dim=-1)
         written[live, step] = new
-        ending = torch.isin(new, stops) & ~ended
+        ending = (torch.isin(new, stops) | (limits[live] == step + 1)) & ~ended
         counts[live[ending]] = step + 1
         ended |= ending
         n_ended = int(ended.sum())
@@ -83,9 +85,9 @@ def generate(
             stay = (~ended).nonzero()[:, 0]
             live, new, ended = live[stay], new[stay], ended[stay]
             cache.keep(stay)
-        if step + 1 < max_new_tokens:
-            logits = model(new[:, None], cache)[:, 0]
-            cache.lengths += 1
+        logits = model(new[:, None], cache)[:, 0]
+        # A row that has ended waits at its last place, which always exists.
+        cache.lengths = (cache.lengths + 1).clamp_max(capacity - 1)
     rows = zip(written.tolist(), counts.tolist(), strict=True)
     stopping = set(stop_ids)
     return [Generated(row[:n], row[n - 1] in stopping) for row, n in rows]

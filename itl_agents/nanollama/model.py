@@ -1,8 +1,9 @@
 """NanoLlama: a small decoder-only Llama, written for speed on short dialogues.
 
 RMSNorm before attention and feed-forward, rotary positions, causal attention with grouped
-queries, SwiGLU of hidden width 4 d unless chosen otherwise, no biases, untied embeddings (arXiv 2508.20755, section 5).
-With 2 layers, 2 heads and the byte vocabulary of 260 it has P = 32 d^2 + 525 d parameters.
+queries, SwiGLU of hidden width 4 d unless chosen otherwise, no biases, untied embeddings
+(arXiv 2508.20755, section 5). With 2 layers, 2 heads and the byte vocabulary of 260 it has
+P = 32 d^2 + 525 d parameters.
 
 Its files are Hugging Face Llama files: `transformers.AutoModelForCausalLM.from_pretrained(folder)`
 gives the same logits.
@@ -120,11 +121,9 @@ class Block(nn.Module):
         h = F.rms_norm(x, (d,), self.attention_norm, config.norm_epsilon)
         heads = F.linear(h, self.qkv).view(batch, seq, -1, config.d_head)
         # Queries and keys turn by the same angles, so they are rotated as one tensor.
-        n_turned = config.n_heads + config.kv_heads
-        turned = rotate(heads[:, :, :n_turned], *angles)
-        q = turned[:, :, : config.n_heads].transpose(1, 2)
-        k = turned[:, :, config.n_heads :].transpose(1, 2)
-        v = heads[:, :, n_turned:].transpose(1, 2)
+        turning, v = heads.split((config.n_heads + config.kv_heads, config.kv_heads), dim=2)
+        q, k = rotate(turning, *angles).split((config.n_heads, config.kv_heads), dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if memory is not None:
             assert seen is not None
             k, v = _remember(memory, k, v, seen)

@@ -177,8 +177,16 @@ def test_a_contradictory_shape_is_refused(arguments: dict[str, int], said: str) 
 
 def test_a_prompt_that_does_not_fit_is_refused() -> None:
     model = NanoLlama(NanoLlamaConfig(d_model=16, n_heads=2, max_length=32))
-    with pytest.raises(ValueError, match="1 to 22 tokens"):
-        generate(model, prompts(0, [23]), stop_ids=(), max_new_tokens=10)
+    with pytest.raises(ValueError, match="1 to 31 tokens"):
+        generate(model, prompts(0, [32]), stop_ids=(), max_new_tokens=10)
+
+
+def test_a_row_ends_where_the_model_ends_without_touching_the_others() -> None:
+    model = NanoLlama(NanoLlamaConfig(d_model=16, n_heads=2, max_length=32))
+    rows = prompts(1, [31, 30, 12, 3])
+    together = generate(model, rows, stop_ids=(), max_new_tokens=10)
+    assert [len(new.token_ids) for new in together] == [1, 2, 10, 10]
+    assert together == [generate(model, [row], stop_ids=(), max_new_tokens=10)[0] for row in rows]
 
 
 @given(st.text())

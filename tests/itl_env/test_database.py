@@ -670,3 +670,28 @@ def test_unfinished_iterators_hold_no_connection(database):
     unfinished = [database.facts() for _ in range(40)]
     assert len({next(facts) for facts in unfinished}) == 1
     assert database._engine.pool.checkedout() == 0
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_facts_are_read_together_as_they_are_alone(tmp_path: Path, gaps: bool) -> None:
+    path = tmp_path / "facts.db"
+    FactDatabase.create(f"sqlite:///{path}", people(50)).close()
+    if gaps:
+        with sqlite3.connect(path) as connection:
+            connection.execute("DELETE FROM people WHERE id % 7 = 3")
+    with FactDatabase(path) as database:
+        places = [(index, database.attributes[index % 4]) for index in (5, 0, 41, 5, 6, 40)]
+        alone = [database.fact(index, attribute) for index, attribute in places]
+        assert database.facts_at(places) == alone
+        assert len({fact.name for fact in alone}) == 5
+        with pytest.raises(IndexError, match="row 99 is not in"):
+            database.facts_at([(0, "occupation"), (99, "occupation")])
+        with pytest.raises(DatabaseError, match="no attribute 'shoe'"):
+            database.facts_at([(0, "occupation"), (1, "shoe")])
+
+
+def test_postgres_reads_facts_together_too(postgres: str, postgres_schema: str) -> None:
+    table = f"{postgres_schema}.people"
+    with FactDatabase.create(postgres, people(50), table=table) as database:
+        places = [(index, database.attributes[index % 4]) for index in (5, 0, 41, 5)]
+        assert database.facts_at(places) == [database.fact(*place) for place in places]

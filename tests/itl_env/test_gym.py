@@ -117,7 +117,7 @@ def test_a_seed_means_the_same_fact_with_every_version_of_numpy(task):
         bit_generator = Bits()
 
     # The middle of the generator's range is the middle of the facts.
-    assert itl_env.gym_shared.draw_fact(task, Generator()) == task.fact(task.n_facts // 2)
+    assert itl_env.gym_shared.draw_facts(task, [Generator()]) == [task.fact(task.n_facts // 2)]
 
 
 def test_options_pin_a_fact(url, task):

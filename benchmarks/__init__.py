@@ -1,0 +1,1 @@
+"""What is measured, and the `itl` command: studies, statistics, figures and reports."""

@@ -1,0 +1,176 @@
+"""How fast the library is, against what a user would pick instead; both sides in one run.
+
+    itl bench run throughput --out DIR
+
+Writes `throughput.json` and `throughput.md`, ratios first. Every figure is the median of several
+rounds with its lowest and highest; the sides of a comparison take turns in one process, and both
+are shown to produce the same. Ratios above 1 mean that the library is the faster side.
+"""
+
+import json
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.machine import machine
+from benchmarks.timing import say
+from itl_env import FactDatabase, people
+from itl_env.errors import ITLError
+from itl_env.files import write_text
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    """What `itl bench run throughput` runs."""
+
+    out: Path = Path("runs/throughput")  # folder for throughput.json and throughput.md
+    preset: Literal["smoke", "laptop"] = "laptop"  # laptop: minutes; smoke: does it run at all
+    seed: int = 0  # drives worlds, questions and initialisation
+    postgres: str | None = None  # URL of a PostgreSQL server to load people into as well
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much each part does."""
+
+    rounds: int  # timed rounds of each comparison
+    n_people: int  # in the database
+    n_batches: int  # of 1,024 lookups a round
+    lanes: int
+    n_waves: int  # episodes of each lane a round
+    n_expert: int  # people whose four facts the expert plays
+    n_bulk: int  # people made and loaded
+    bulk_rounds: int
+    n_questions: int  # that the model is asked a round
+    model_steps: int  # that it is trained for before
+    max_new_tokens: int
+    n_dialogue_people: int  # whose dialogues are trained on
+    train_steps: int  # a round
+
+
+SIZES = {
+    "smoke": Sizes(
+        rounds=2, n_people=1_000, n_batches=2, lanes=8, n_waves=4, n_expert=100, n_bulk=2_000,
+        bulk_rounds=1, n_questions=16, model_steps=30, max_new_tokens=32, n_dialogue_people=100,
+        train_steps=1,
+    ),
+    "laptop": Sizes(
+        rounds=5, n_people=100_000, n_batches=100, lanes=256, n_waves=16, n_expert=10_000,
+        n_bulk=1_000_000, bulk_rounds=3, n_questions=512, model_steps=600, max_new_tokens=160,
+        n_dialogue_people=5_000, train_steps=2,
+    ),
+}  # fmt: skip
+
+
+def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measure everything, write the two files into `config.out` and return the first's content.
+
+    show: given the table at the end.
+    """
+    from benchmarks import throughput_world as world
+
+    sizes = SIZES[config.preset]
+    began = time.perf_counter()
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ITLError(f"Cannot write to {config.out}: {error.strerror}.") from None
+    with tempfile.TemporaryDirectory(prefix="itl-throughput-") as temporary:
+        folder = Path(temporary)
+        path = folder / "people.db"
+        say(f"database of {sizes.n_people:,} people")
+        FactDatabase.create(path, people(sizes.n_people, config.seed)).close()
+        seed, rounds = config.seed, sizes.rounds
+        # What needs no torch comes first, and does not share memory or threads with it.
+        absolutes = world.bulk(
+            folder, seed=seed, n=sizes.n_bulk, rounds=sizes.bulk_rounds, postgres=config.postgres
+        )
+        absolutes += world.expert_episodes(path, n_people=sizes.n_expert, rounds=rounds)
+        ratios = world.lookups(path, seed=seed, n_batches=sizes.n_batches, rounds=rounds)
+        ratios += world.env_steps(
+            path, seed=seed, lanes=sizes.lanes, n_waves=sizes.n_waves, rounds=rounds
+        )
+
+        import torch
+
+        from benchmarks import throughput_model as model
+
+        ratios += model.rollouts(
+            path,
+            folder,
+            seed=seed,
+            n_steps=sizes.model_steps,
+            n_questions=sizes.n_questions,
+            lanes=sizes.lanes,
+            max_new_tokens=sizes.max_new_tokens,
+            rounds=rounds,
+        )
+        ratios += model.training(
+            path,
+            folder,
+            seed=seed,
+            n_people=sizes.n_dialogue_people,
+            n_steps=sizes.train_steps,
+            rounds=rounds,
+        )
+        torch_threads = torch.get_num_threads()
+    results = {
+        "preset": config.preset,
+        "seed": seed,
+        "ratios": ratios,
+        "absolutes": absolutes,
+        "machine": {
+            **machine(),
+            "sqlite": sqlite3.sqlite_version,
+            "torch_threads": torch_threads,
+        },
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    write_text(config.out / "throughput.json", json.dumps(results, indent=1) + "\n")
+    text = report(results)
+    write_text(config.out / "throughput.md", text)
+    show(text)
+    return results
+
+
+def report(results: dict[str, Any]) -> str:
+    """`throughput.md`: the machine, the ratios, then the figures that stand alone."""
+    on = results["machine"]
+    ratios = "\n".join(
+        f"| {row['what']} | {row['against']} | **{_spread(row, 'ratio')}** | "
+        f"{_spread(row, 'per_s')} | {_spread(row, 'against_per_s')} {row['unit']} | "
+        f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']} |"
+        for row in results["ratios"]
+    )
+    absolutes = "\n".join(
+        f"| {row['what']} | {_spread(row, 'value')} {row['unit']} | {row['target']} |"
+        for row in results["absolutes"]
+    )
+    return f"""# Throughput
+
+Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}, torch
+{on["torch"]} with {on["torch_threads"]} threads, transformers {on["transformers"]}, SQLite
+{on["sqlite"]}. Preset {results["preset"]}, seed {results["seed"]}. Medians [lowest, highest] of the
+rounds; a ratio above 1 means that the library is faster.
+
+| library | instead | ratio | library | instead | shown to be equal |
+|---|---|---:|---:|---:|---|
+{ratios}
+
+| alone | median [lowest, highest] | target |
+|---|---:|---|
+{absolutes}
+"""
+
+
+def _spread(row: dict[str, Any], key: str) -> str:
+    median, low, high = (_figure(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{median} [{low}, {high}]"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

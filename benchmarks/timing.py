@@ -1,0 +1,70 @@
+"""Fair timing: the sides of a comparison take turns, so that what slows the machine slows all."""
+
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Rates = dict[str, list[float]]
+"""Things per second of each side, one figure for each round."""
+
+
+def say(line: str) -> None:
+    """A line of progress on stderr, which leaves stdout to the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def race(sides: Mapping[str, Callable[[], int]], rounds: int) -> Rates:
+    """Time every side once a round, after one round that is not counted.
+
+    sides: by name, a function that does some work and returns how many things it did; sides may do
+        different numbers of them.
+    """
+    rates: Rates = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        # Every other round runs backwards, so that no side always follows the same one.
+        for name in sides if turn % 2 else reversed(list(sides)):
+            gc.collect()  # nobody pays for another side's garbage
+            began = time.perf_counter()
+            done = sides[name]()
+            seconds = time.perf_counter() - began
+            if turn:
+                rates[name].append(done / seconds)
+        say(f"  round {turn} of {rounds}")
+    return rates
+
+
+def spread(values: list[float], key: str) -> dict[str, float]:
+    """Median, lowest and highest under `key`, `key`_low and `key`_high."""
+    return {
+        key: statistics.median(values),
+        f"{key}_low": min(values),
+        f"{key}_high": max(values),
+    }
+
+
+def compare(
+    rates: Rates, what: str, against: str, unit: str, *, equal: bool, checked: str
+) -> dict[str, Any]:
+    """One line of a table: the rates of two sides, and their ratio within each round.
+
+    equal: whether both sides were shown to produce the same; `checked` says what was compared.
+    """
+    ratios = [a / b for a, b in zip(rates[what], rates[against], strict=True)]
+    return {
+        "what": what,
+        "against": against,
+        "unit": unit,
+        **spread(ratios, "ratio"),
+        **spread(rates[what], "per_s"),
+        **spread(rates[against], "against_per_s"),
+        "equal": equal,
+        "checked": checked,
+    }
+
+
+def absolute(what: str, unit: str, values: list[float], target: str = "") -> dict[str, Any]:
+    """One line of a table without a ratio; `target` is what the figure is meant to be."""
+    return {"what": what, "unit": unit, **spread(values, "value"), "target": target}

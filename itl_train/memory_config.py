@@ -1,0 +1,81 @@
+"""The settings of `itl_train.memory`; torch is loaded when one is made, not when this is read.
+
+So the command line can print its help at once.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from itl_env.database import FactDatabase
+from itl_env.dialogue import Style
+from itl_env.errors import ConfigError
+from itl_env.recall import RecallTask
+
+if TYPE_CHECKING:
+    from itl_agents.nanollama import NanoLlamaConfig
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """One training run; the same fields are the command line's flags and `config.yaml`."""
+
+    database: str  # URL of the fact database, such as sqlite:///facts.db
+    table: str = "people"  # its table of facts
+    key: str = "name"  # the column that names people
+    mode: Literal["in-tool", "in-weight"] = "in-tool"  # look facts up, or know them
+    style: Style = "compact"  # how a call is written
+    n_people: int = 20_000  # people to train on: the first of the database
+    n_unseen: int = 1_000  # people to test on: the next ones; in-weight runs may set 0
+    d_model: int = 64  # width of the residual stream
+    n_layers: int = 3  # attention and feed-forward blocks
+    n_heads: int = 4  # attention heads
+    d_hidden: int | None = 64  # width of the feed-forward; None for 4 d_model
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    max_length: int = 512  # tokens the model can see
+    optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
+    lr: float = 4e-3  # AdamW's learning rate
+    muon_lr: float = 0.02  # Muon's learning rate
+    weight_decay: float = 0.0  # of both
+    batch_size: int = 16  # dialogues a step
+    n_steps: int = 2_000  # optimizer steps
+    n_warmup: int = 50  # steps until the learning rate is full; then it falls linearly to 0
+    seed: int = 0  # drives initialisation and data order
+    log_every: int = 50  # steps between lines of metrics.jsonl
+    evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
+    n_evaluate: int = 1_000  # people asked in an evaluation, one question each
+    checkpoint_every: int = 500  # steps between checkpoints
+    keep_checkpoints: int = 2  # how many of the last ones are kept
+    device: str = "cpu"  # where to train: cpu, cuda, ...
+    n_threads: int = 0  # CPU threads; 0 for as many as there are cores, at most 4
+
+    def __post_init__(self) -> None:
+        positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
+        for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("n_unseen", "n_warmup", "weight_decay", "n_threads"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        for name in ("lr", "muon_lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
+        self.model_config()  # contradictions in the shape are reported before any work
+
+    def model_config(self) -> "NanoLlamaConfig":
+        """The model's shape."""
+        from itl_agents.nanollama import NanoLlamaConfig
+
+        return NanoLlamaConfig(
+            d_model=self.d_model,
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            d_hidden=self.d_hidden,
+            rope_theta=self.rope_theta,
+            max_length=self.max_length,
+        )
+
+    def task(self, database: FactDatabase, keys: slice) -> RecallTask:
+        """The task over a slice of the database in this run's mode and style."""
+        max_queries = 1 if self.mode == "in-tool" else 0
+        return RecallTask(database, keys=keys, style=self.style, max_queries=max_queries)

@@ -1,0 +1,91 @@
+"""What is trained: the assistant's own words and the marks it must write, nothing else."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itl_agents import ExpertAgent, rollout
+from itl_agents.nanollama import ByteTokenizer
+from itl_agents.render import IGNORED, coloured, render, render_messages, render_prompt
+from itl_env import FactDatabase, RecallTask
+from itl_env.dialogue import Message
+from itl_env.episode import Completion
+
+TOKENIZER = ByteTokenizer()
+DIALOGUE = (
+    Message("user", "When was Ann Lee born?"),
+    Message("assistant", "FIND birth_date FOR Ann Lee"),
+    Message("database", "7/3/1984"),
+    Message("assistant", "Ann Lee was born on 7/3/1984."),
+)
+
+
+def trained(messages: tuple[Message, ...]) -> str:
+    ids, labels = render_messages(messages, TOKENIZER)
+    assert all(label in (token, IGNORED) for token, label in zip(ids, labels, strict=True))
+    return TOKENIZER.decode([label for label in labels if label != IGNORED])
+
+
+def test_a_dialogue_is_rendered_with_its_marks() -> None:
+    ids = render_messages(DIALOGUE, TOKENIZER).input_ids
+    assert TOKENIZER.decode(ids) == (
+        "<|user|>When was Ann Lee born?<|assistant|>FIND birth_date FOR Ann Lee"
+        "<|database|>7/3/1984<|assistant|>Ann Lee was born on 7/3/1984.<|eod|>"
+    )
+
+
+def test_the_assistants_words_and_end_marks_are_trained() -> None:
+    assert trained(DIALOGUE) == (
+        "FIND birth_date FOR Ann Lee<|database|>Ann Lee was born on 7/3/1984.<|eod|>"
+    )
+    in_weight = (DIALOGUE[0], DIALOGUE[3])
+    assert trained(in_weight) == "Ann Lee was born on 7/3/1984.<|eod|>"
+
+
+def test_a_prompt_ends_where_the_assistant_writes() -> None:
+    whole = render_messages(DIALOGUE, TOKENIZER).input_ids
+    for turn in (1, 3):
+        prompt = render_prompt(DIALOGUE[:turn], TOKENIZER)
+        assert whole[: len(prompt)] == prompt
+        assert prompt[-1] == TOKENIZER.assistant_id
+
+
+def test_sampled_tokens_are_not_encoded_again() -> None:
+    # 0xC3 alone is no UTF-8: as text it is U+FFFD, which would encode to other bytes.
+    turn = Completion("\ufffd", [0xC3, TOKENIZER.database_id], "stop", "query")
+    dialogue = (DIALOGUE[0], Message("assistant", "\ufffd"), DIALOGUE[2])
+    ids = render_messages(dialogue, TOKENIZER, [turn]).input_ids
+    start = ids.index(TOKENIZER.assistant_id)
+    assert ids[start + 1 : start + 3] == [0xC3, TOKENIZER.database_id]
+
+
+@given(st.text(), st.text(), st.sampled_from(["<|eod|>", "<|database|>", "<|assistant|>", ""]))
+def test_data_never_becomes_a_mark(question: str, value: str, spelled: str) -> None:
+    dialogue = (
+        Message("user", question + spelled),
+        Message("assistant", spelled + "FIND"),
+        Message("database", value + spelled),
+        Message("assistant", spelled + value),
+    )
+    ids = render_messages(dialogue, TOKENIZER).input_ids
+    marks = [token for token in ids if token >= 256]
+    assert marks == [256, 257, 258, 257, 259]
+
+
+def test_an_episode_without_an_assistant_turn_is_refused(world: str) -> None:
+    task = RecallTask(FactDatabase(world))
+    episode = next(rollout(ExpertAgent(task), task, task.facts()))
+    assert render(episode, TOKENIZER).labels[-1] == TOKENIZER.end_id
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="no assistant turn"):
+        render(replace(episode, messages=episode.messages[:1], completions=()), TOKENIZER)
+
+
+def test_colours_show_what_is_trained() -> None:
+    shown = coloured(render_messages(DIALOGUE, TOKENIZER), TOKENIZER)
+    green = [piece.split("\033[0m")[0] for piece in shown.split("\033[32m")[1:]]
+    assert green == [
+        "FIND birth_date FOR Ann Lee<|database|>",
+        "Ann Lee was born on 7/3/1984.<|eod|>",
+    ]

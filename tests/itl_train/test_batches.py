@@ -1,0 +1,64 @@
+"""Batches hold what the renderer says, pad little, and follow from (seed, step) alone."""
+
+import pytest
+import torch
+
+from itl_agents import ExpertAgent, rollout
+from itl_agents.nanollama import ByteTokenizer
+from itl_agents.render import IGNORED, render
+from itl_env import FactDatabase, RecallTask
+from itl_train.batches import BatchPlan, Dialogues
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture(scope="module", params=[{"max_queries": 0}, {"style": "fenced"}, {}])
+def episodes(request: pytest.FixtureRequest, world: str):
+    task = RecallTask(FactDatabase(world), **request.param)
+    return list(rollout(ExpertAgent(task), task, task.facts()))
+
+
+def test_a_batch_trains_exactly_what_the_renderer_says(episodes) -> None:
+    dialogues = Dialogues.render(episodes, TOKENIZER)
+    rows = torch.tensor([3, 0, 250, 17])
+    batch = dialogues.batch(rows)
+    targets = torch.full(batch.input_ids.shape, IGNORED).flatten()
+    targets[batch.positions] = batch.targets
+    targets = targets.view(batch.input_ids.shape)
+    for place, row in enumerate(rows.tolist()):
+        ids, labels = render(episodes[row], TOKENIZER)
+        n = len(ids) - 1
+        assert batch.input_ids[place, :n].tolist() == ids[:-1]
+        assert targets[place, :n].tolist() == labels[1:]
+        assert (targets[place, n:] == IGNORED).all()
+    assert batch.n_tokens == sum(len(render(episodes[r], TOKENIZER)[0]) - 1 for r in rows.tolist())
+
+
+def test_little_is_padded(episodes) -> None:
+    plan = BatchPlan(Dialogues.render(episodes, TOKENIZER), 16, seed=0)
+    batches = [plan.batch(step) for step in range(BatchPlan.GROUP)]
+    padded = sum(batch.input_ids.numel() for batch in batches)
+    assert sum(batch.n_tokens for batch in batches) / padded > 0.95
+
+
+def test_every_dialogue_is_seen_once_an_epoch(episodes) -> None:
+    dialogues = Dialogues.render(episodes[:1024], TOKENIZER)
+    plan = BatchPlan(dialogues, 8, seed=2)
+    seen = torch.cat([plan.rows(step) for step in range(2 * 1024 // 8)])
+    assert torch.equal(torch.bincount(seen), torch.full((1024,), 2))
+    first = torch.cat([plan.rows(step) for step in range(64)])
+    assert len(first.unique()) == len(first)
+
+
+def test_a_step_needs_no_steps_before_it(episodes) -> None:
+    dialogues = Dialogues.render(episodes, TOKENIZER)
+    whole = BatchPlan(dialogues, 16, seed=3)
+    steps = [whole.rows(step) for step in range(150)]
+    for step in (149, 70, 3):
+        assert torch.equal(BatchPlan(dialogues, 16, seed=3).rows(step), steps[step])
+    assert not torch.equal(BatchPlan(dialogues, 16, seed=4).rows(3), steps[3])
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no episodes"):
+        Dialogues.render([], TOKENIZER)

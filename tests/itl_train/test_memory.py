@@ -1,0 +1,195 @@
+"""A training run: it learns, it resumes to the same bits, and it refuses what cannot work."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from itl_agents.nanollama import load_model
+from itl_env.errors import ConfigError, DatabaseError, ITLError
+from itl_train.checkpoint import checkpoints
+from itl_train.memory import MemoryConfig, MemoryRun, train_memory
+
+
+def tiny(world: str, **changes: object) -> MemoryConfig:
+    base = MemoryConfig(
+        database=world,
+        n_people=40,
+        n_unseen=10,
+        d_model=16,
+        n_layers=2,
+        n_heads=2,
+        d_hidden=32,
+        batch_size=4,
+        n_steps=30,
+        log_every=5,
+        checkpoint_every=10,
+        evaluate_every=1000,
+        n_evaluate=5,
+        n_threads=1,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def weights(out: Path) -> list[torch.Tensor]:
+    return list(load_model(checkpoints(out / "checkpoints")[-1]).state_dict().values())
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("mode", ["in-tool", "in-weight"])
+def test_the_loss_falls(world: str, tmp_path: Path, mode: str, optimizer: str) -> None:
+    config = tiny(world, mode=mode, optimizer=optimizer, n_steps=80)
+    losses = []
+    train_memory(config, tmp_path, lambda row: losses.append(row.get("loss")))
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_small_model_memorises_a_few_people(world: str, tmp_path: Path) -> None:
+    config = tiny(
+        world, mode="in-weight", n_people=4, n_unseen=20, d_model=32, n_steps=250, batch_size=16
+    )
+    last = train_memory(dataclasses.replace(config, n_evaluate=16), tmp_path)
+    assert last["recall_seen"] == 1.0
+    assert last["recall_unseen"] < 0.5
+    assert (last["asked_seen"], last["asked_unseen"]) == (4, 16)
+
+
+def test_a_run_folder_tells_what_ran(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == dataclasses.asdict(config)
+    assert "torch" in json.loads((tmp_path / "versions.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [5, 10, 15, 20, 25, 30]
+    assert [row["step"] for row in rows if "recall_seen" in row] == [30]
+    kept = checkpoints(tmp_path / "checkpoints")
+    assert [path.name for path in kept] == ["step-0000020", "step-0000030"]
+    llama = AutoModelForCausalLM.from_pretrained(kept[-1])
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        assert torch.allclose(load_model(kept[-1])(ids), llama(ids).logits, atol=1e-5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bits(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path / "whole")
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 15:  # between two checkpoints
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_memory(config, tmp_path / "broken", interrupt)
+    assert MemoryRun(config, tmp_path / "broken").step == 15
+    train_memory(config, tmp_path / "broken")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    whole, broken = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    )
+    for row in (*whole, *broken):
+        row.pop("tokens_per_s", None)
+    assert whole == broken
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(world: str, tmp_path: Path) -> None:
+    """SIGKILL at several moments, whatever the run is doing then."""
+    config = tiny(world, n_steps=400, checkpoint_every=7)
+    train_memory(config, tmp_path / "whole")
+    file = tmp_path / "run.py"
+    file.write_text(
+        "import yaml, sys\n"
+        "from itl_train.memory import MemoryConfig, train_memory\n"
+        f"config = MemoryConfig(**yaml.safe_load(open({str(tmp_path / 'whole/config.yaml')!r})))\n"
+        f"train_memory(config, {str(tmp_path / 'killed')!r}, lambda row: print(row, flush=True))\n"
+    )
+    n_killed = 0
+    for lines in (2, 13, 4):
+        run = subprocess.Popen([sys.executable, file], stdout=subprocess.PIPE)
+        assert run.stdout is not None
+        for _ in range(lines):
+            run.stdout.readline()
+        time.sleep(0.003 * lines)
+        n_killed += run.poll() is None
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        run.stdout.close()
+    assert n_killed == 3
+    assert 0 < MemoryRun(config, tmp_path / "killed").step < 400
+    train_memory(config, tmp_path / "killed")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))
+
+
+def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path)
+    expected = weights(tmp_path)
+    last = checkpoints(tmp_path / "checkpoints")[-1]
+    for name in ("training.pt", "model.safetensors"):
+        content = (last / name).read_bytes()
+        (last / name).write_bytes(content[: len(content) // 2])
+        with pytest.warns(UserWarning, match="The checkpoint before it is used"):
+            run = MemoryRun(config, tmp_path)
+        assert run.step == 20
+        run.train()
+        assert same(weights(tmp_path), expected)
+
+
+def test_seeds_drive_initialisation_and_data(world: str, tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("again", 1), ("two", 2)):
+        train_memory(tiny(world, seed=seed, n_steps=10), tmp_path / name)
+    assert same(weights(tmp_path / "one"), weights(tmp_path / "again"))
+    assert not same(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_a_finished_run_is_not_run_again(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    first = train_memory(config, tmp_path)
+    rows: list[dict] = []
+    assert train_memory(config, tmp_path, rows.append) == first
+    assert rows == []
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world: str, tmp_path: Path) -> None:
+    run = MemoryRun(tiny(world), tmp_path)
+    with torch.no_grad():
+        run.model.head[0, 0] = float("nan")
+    with pytest.raises(ITLError, match="loss is nan at step 0"):
+        run.train()
+
+
+def test_bad_configurations_fail_before_any_work(world: str, tmp_path: Path) -> None:
+    bad = {
+        "does not divide": {"n_heads": 3},
+        "holds 400 people, fewer than the 395": {"n_people": 395},
+        "n_steps is 0": {"n_steps": 0},
+        "lr is -1": {"lr": -1.0},
+        "shorter than": {"max_length": 64},
+    }
+    for said, changes in bad.items():
+        with pytest.raises(ConfigError, match=said):
+            MemoryRun(tiny(world, **changes), tmp_path / "bad")
+    with pytest.raises(DatabaseError):
+        MemoryRun(tiny("sqlite:////nowhere/facts.db"), tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(world: str, tmp_path: Path) -> None:
+    train_memory(tiny(world), tmp_path)
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"holds a run with lr=0.004, not 0.001"):
+        train_memory(tiny(world, lr=1e-3), tmp_path)
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
