@@ -3,7 +3,6 @@
 itl play --database sqlite:///facts.db
 """
 
-import io
 import sys
 from collections.abc import Callable, Iterator
 
@@ -70,8 +69,6 @@ def play(
 
 def read_line() -> str:
     """A line of standard input; what was piped in is shown, as a terminal shows what is typed."""
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
     line = input("> ")
     if not sys.stdin.isatty():
         print(line)

@@ -65,10 +65,8 @@ class Progress:
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """The items, with progress."""
     with Progress(label, total) as progress:
-        done = 0
-        for item in items:
+        for done, item in enumerate(items, start=1):
             yield item
-            done += 1
             if done % ROWS_BETWEEN_REPORTS == 0 or done == total:
                 progress.at(done)
 

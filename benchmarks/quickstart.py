@@ -180,7 +180,7 @@ def run_configs(config: QuickstartConfig, url: str) -> "dict[str, MemoryConfig]"
         n_unseen=config.n_unseen,
         n_steps=config.n_steps,
         n_evaluate=100,
-        evaluate_every=max(1, config.n_steps // 5),
+        evaluate_every=config.n_steps,
         seed=config.seed,
     )
     in_weight = MemoryConfig(
@@ -190,7 +190,7 @@ def run_configs(config: QuickstartConfig, url: str) -> "dict[str, MemoryConfig]"
         n_unseen=0,
         n_steps=config.n_twin_steps,
         n_evaluate=100,
-        evaluate_every=max(1, config.n_twin_steps // 5),
+        evaluate_every=config.n_twin_steps,
         seed=config.seed,
     )
     return {"in-tool": in_tool, "in-weight": in_weight}

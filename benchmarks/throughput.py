@@ -31,6 +31,7 @@ class ThroughputConfig:
     preset: Literal["smoke", "laptop"] = "laptop"  # laptop: minutes; smoke: does it run at all
     seed: int = 0  # drives worlds, questions and initialisation
     postgres: str | None = None  # URL of a PostgreSQL server to load people into as well
+    n_threads: int = 0  # CPU threads of torch; 0 for its own choice
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,20 @@ class Sizes:
     model_steps: int  # that it is trained for before
     max_new_tokens: int
     n_dialogue_people: int  # whose dialogues are trained on
+    batch_size: int  # dialogues a training step
     train_steps: int  # a round
 
 
 SIZES = {
     "smoke": Sizes(
         rounds=2, n_people=1_000, n_batches=2, lanes=8, n_waves=4, n_expert=100, n_bulk=2_000,
-        bulk_rounds=1, n_questions=16, model_steps=30, max_new_tokens=32, n_dialogue_people=100,
-        train_steps=1,
+        bulk_rounds=1, n_questions=8, model_steps=10, max_new_tokens=16, n_dialogue_people=100,
+        batch_size=8, train_steps=1,
     ),
     "laptop": Sizes(
         rounds=5, n_people=100_000, n_batches=100, lanes=256, n_waves=16, n_expert=10_000,
         n_bulk=1_000_000, bulk_rounds=3, n_questions=512, model_steps=600, max_new_tokens=160,
-        n_dialogue_people=5_000, train_steps=2,
+        n_dialogue_people=5_000, batch_size=128, train_steps=2,
     ),
 }  # fmt: skip
 
@@ -90,8 +92,8 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
             folder, seed=seed, n=sizes.n_bulk, rounds=sizes.bulk_rounds, postgres=config.postgres
         )
         absolutes += world.expert_episodes(path, n_people=sizes.n_expert, rounds=rounds)
-        ratios = world.lookups(path, seed=seed, n_batches=sizes.n_batches, rounds=rounds)
-        ratios += world.env_steps(
+        comparisons = world.lookups(path, seed=seed, n_batches=sizes.n_batches, rounds=rounds)
+        comparisons += world.env_steps(
             path, seed=seed, lanes=sizes.lanes, n_waves=sizes.n_waves, rounds=rounds
         )
 
@@ -99,7 +101,9 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 
         from benchmarks import throughput_model as model
 
-        ratios += model.rollouts(
+        if config.n_threads:
+            torch.set_num_threads(config.n_threads)
+        comparisons += model.rollouts(
             path,
             folder,
             seed=seed,
@@ -109,11 +113,12 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
             max_new_tokens=sizes.max_new_tokens,
             rounds=rounds,
         )
-        ratios += model.training(
+        comparisons += model.training(
             path,
             folder,
             seed=seed,
             n_people=sizes.n_dialogue_people,
+            batch_size=sizes.batch_size,
             n_steps=sizes.train_steps,
             rounds=rounds,
         )
@@ -121,7 +126,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
     results = {
         "preset": config.preset,
         "seed": seed,
-        "ratios": ratios,
+        "comparisons": comparisons,
         "absolutes": absolutes,
         "machine": {
             **machine(),
@@ -144,7 +149,7 @@ def report(results: dict[str, Any]) -> str:
         f"| {row['what']} | {row['against']} | **{_spread(row, 'ratio')}** | "
         f"{_spread(row, 'per_s')} | {_spread(row, 'against_per_s')} {row['unit']} | "
         f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']} |"
-        for row in results["ratios"]
+        for row in results["comparisons"]
     )
     absolutes = "\n".join(
         f"| {row['what']} | {_spread(row, 'value')} {row['unit']} | {row['target']} |"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
+from transformers.utils import logging
 
 from benchmarks.timing import compare, race, say
 from itl_agents import Conversation, rollout
@@ -21,7 +22,12 @@ from itl_train.batches import BatchPlan, Dialogues
 from itl_train.memory import MemoryConfig, MemoryRun, expert_dialogues, make_optimizers
 
 PADDED = 257  # tokens: the fixed row length of the plain loop, enough for every dialogue
-TRAIN_BATCH = 128
+
+
+def load_llama(folder: Path) -> Any:
+    """The same weights in transformers' own model."""
+    logging.disable_progress_bar()
+    return LlamaForCausalLM.from_pretrained(folder)
 
 
 def memory_config(path: Path, **changes: Any) -> MemoryConfig:
@@ -94,7 +100,7 @@ def rollouts(
     run = MemoryRun(config, folder / "rollout model")
     run.train()
     save_model(run.model, folder / "rollout llama")
-    llama = LlamaForCausalLM.from_pretrained(folder / "rollout llama")
+    llama = load_llama(folder / "rollout llama")
     task = run.tasks.seen
     facts = list(one_question_each(task, n_questions))
     agents: dict[str, Any] = {
@@ -130,13 +136,20 @@ def _tokens(episode: Episode) -> list[list[int]]:
 
 
 def training(
-    path: Path, folder: Path, *, seed: int, n_people: int, n_steps: int, rounds: int
+    path: Path,
+    folder: Path,
+    *,
+    seed: int,
+    n_people: int,
+    batch_size: int,
+    n_steps: int,
+    rounds: int,
 ) -> list[dict[str, Any]]:
     """Dialogues trained a second, for the three kinds of dialogue and both optimizers of ours.
 
     Ours is the inner step of `itl train memory`. The reference is what a user would write first
     with transformers: rows padded to 257 tokens, labels -100 where nothing is learned, full logits,
-    `torch.optim.AdamW`, no compilation. Same weights, same dialogues, same batch of 128.
+    `torch.optim.AdamW`, no compilation. Same weights, same dialogues, same batches.
     """
     rows = []
     kinds: dict[str, tuple[Literal["in-tool", "in-weight"], Style]] = {
@@ -149,7 +162,7 @@ def training(
         config = memory_config(path, mode=mode, style=style, n_people=n_people, seed=seed)
         task = config.task(FactDatabase(path), slice(0, n_people))
         dialogues = expert_dialogues(task, ByteTokenizer())
-        plan = BatchPlan(dialogues, TRAIN_BATCH, seed)
+        plan = BatchPlan(dialogues, batch_size, seed)
         task.close()
         rows += _train_race(kind, config, plan, folder / kind, n_steps, rounds)
     return rows
@@ -167,7 +180,7 @@ def _train_race(
             model, plan, make_optimizers(model, changed)
         )
     save_model(model, folder)
-    llama = LlamaForCausalLM.from_pretrained(folder).train()
+    llama = load_llama(folder).train()
     sides[reference] = plain_step(llama, plan, config.lr)
     losses: dict[str, list[float]] = {name: [] for name in sides}
 
@@ -175,7 +188,7 @@ def _train_race(
         def run() -> int:
             done = len(losses[name])
             losses[name] += [sides[name](step) for step in range(done, done + n_steps)]
-            return n_steps * TRAIN_BATCH
+            return n_steps * plan.batch_size
 
         return run
 
@@ -222,7 +235,7 @@ def plain_step(llama: Any, plan: BatchPlan, lr: float) -> Callable[[int], float]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.item())
 
     return step
 

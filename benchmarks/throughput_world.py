@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ Select = Callable[[str, str | int], str]
 def raw_select(path: Path, key: str) -> Select:
     """(attribute, key) -> value by `sqlite3` alone, which keeps the statements prepared."""
     connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
+    cursor = connection.cursor()  # one for all: a new one for each SELECT is slower
+    cursor.execute(f"PRAGMA cache_size = -{SQLITE_CACHE_KIB}")
     selects = {a: f"SELECT {a} FROM people WHERE {key} = ?" for a in ATTRIBUTES}
 
     def select(attribute: str, value: str | int) -> str:
-        result: str = connection.execute(selects[attribute], (value,)).fetchone()[0]
+        result: str = cursor.execute(selects[attribute], (value,)).fetchone()[0]
         return result
 
     return select
@@ -106,7 +108,7 @@ def env_steps(
     select = raw_select(path, "name")
     single = gymnasium.make(ENV, database=str(path))
     same_step = gymnasium.vector.AutoresetMode.SAME_STEP
-    envs = {
+    envs: dict[str, gymnasium.vector.VectorEnv[Any, Any, Any]] = {
         f"FactRecallVectorEnv, {lanes} lanes": gymnasium.make_vec(
             ENV, num_envs=lanes, database=str(path), autoreset_mode=same_step
         ),
@@ -128,14 +130,15 @@ def env_steps(
         return run
 
     reference = "sqlite3, one SELECT a query"
-    sides = {
+    sides: dict[str, Callable[[], int]] = {
         f"RecallTask.advance, {lanes} lanes": lambda: _play_task(task, facts, lanes),
         "FactRecallEnv": lambda: _play_single(single, seed, n),
-        **{name: lambda env=env: _play_vector(env, seed, n_waves) for name, env in envs.items()},
+        **{name: partial(_play_vector, env, seed, n_waves) for name, env in envs.items()},
         reference: lambda: sum(select(f.attribute, f.name) == f.value for f in facts),
     }
     rates = race({name: counted(name, play) for name, play in sides.items()}, rounds)
-    for env in (single, *envs.values()):
+    single.close()
+    for env in envs.values():
         env.close()
     task.close()
     return [

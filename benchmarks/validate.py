@@ -15,6 +15,7 @@ from itertools import islice
 
 import numpy as np
 
+from benchmarks.rollouts import quoted
 from benchmarks.statistics import wilson
 from itl_agents.agent import Agent, Conversation, rollout
 from itl_agents.scripted import ExpertAgent, RandomAgent
@@ -130,7 +131,7 @@ def _sample(task: RecallTask, seed: int) -> list[Fact]:
     drawn = streams.uniform_index(
         streams.key(seed, "validate"), np.arange(N_RANDOM, dtype=np.uint64), task.n_facts
     )
-    return [task.fact(index) for index in drawn.tolist()]
+    return task.facts_at(drawn.tolist())
 
 
 class _Tally:
@@ -161,16 +162,12 @@ class _Tally:
 
 def _reason(episode: Episode) -> str:
     name, attribute, value = episode.fact
-    what = f"{attribute} of {name!r}, {_short(value)}"
+    what = f"{attribute} of {name!r}, {quoted(value)}"
     if episode.error is not None:
         return f"{what}: error {episode.error}"
     if episode.answer is None:
         return f"{what}: it ended without an answer"
-    return f"{what}: it was answered {_short(episode.answer)} and scored {episode.reward:g}"
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text):,} characters)"
+    return f"{what}: it was answered {quoted(episode.answer)} and scored {episode.reward:g}"
 
 
 def _random_check(
@@ -199,6 +196,8 @@ def table(validation: Validation) -> str:
         )
         if check.chance is not None:
             share = check.right / check.answered if check.answered else 0.0
-            line += f"  ({100 * share:.2f}% of its answers; guessing gets {100 * check.chance:.2f}%)"
+            line += (
+                f"  ({100 * share:.2f}% of its answers; guessing gets {100 * check.chance:.2f}%)"
+            )
         lines.append(line)
     return "\n".join(lines)

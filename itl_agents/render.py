@@ -9,7 +9,8 @@ model decides to hand over) and the `<|eod|>` after its answer. The user's text,
 `<|assistant|>` marks that the environment puts are not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 from itl_env.dialogue import Message
@@ -102,14 +103,31 @@ def _written(message: Message, turn: Completion | None, tokenizer: DialogueToken
     return tokenizer.encode(message.content)
 
 
+def spans(rendered: Rendered, tokenizer: DialogueTokenizer) -> Iterator[tuple[str, bool]]:
+    """The dialogue in pieces: their text, and whether it is trained.
+
+    Line breaks stay; other characters that a terminal would act on are shown as escapes.
+    """
+    pairs = zip(rendered.input_ids, rendered.labels, strict=True)
+    for trained, piece in groupby(pairs, key=lambda pair: pair[1] != IGNORED):
+        text = tokenizer.decode([token for token, _ in piece])
+        yield "".join(map(_visible, text)), trained
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character == "\n":
+        return character
+    return character.encode("unicode_escape").decode()
+
+
 def coloured(rendered: Rendered, tokenizer: DialogueTokenizer) -> str:
     """The dialogue for a terminal: what is trained in green, the rest in grey."""
-    pieces: list[str] = []
-    start = 0
-    trained = [label != IGNORED for label in rendered.labels]
-    for place in range(1, len(trained) + 1):
-        if place == len(trained) or trained[place] != trained[start]:
-            colour = "\033[32m" if trained[start] else "\033[90m"
-            pieces.append(f"{colour}{tokenizer.decode(rendered.input_ids[start:place])}\033[0m")
-            start = place
-    return "".join(pieces)
+    return "".join(
+        f"\033[{32 if trained else 90}m{text}\033[0m"
+        for text, trained in spans(rendered, tokenizer)
+    )
+
+
+def bracketed(rendered: Rendered, tokenizer: DialogueTokenizer) -> str:
+    """The dialogue as plain text: what is trained in [brackets]."""
+    return "".join(f"[{text}]" if trained else text for text, trained in spans(rendered, tokenizer))

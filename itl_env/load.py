@@ -266,7 +266,7 @@ def _copy_text(start: int, rows: list[Row]) -> str:
 def _exists(table: str, place: str) -> DatabaseError:
     return DatabaseError(
         f"there is a table {table!r} in {place} already; "
-        "open it with FactDatabase, choose another name or pass replace=True"
+        "choose another name, or replace it (replace=True; --replace on the command line)"
     )
 
 

@@ -37,14 +37,14 @@ class RunFolder:
         """
         folder = cls(path)
         # Through YAML and back, so that what is compared is what the file can hold.
-        config = yaml.safe_load(yaml.safe_dump(config))
+        config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
         file = path / "config.yaml"
         if file.exists():
             there = read_yaml(file)
             if differing := [
                 key for key in {**there, **config} if there.get(key) != config.get(key)
             ]:
-                key = sorted(differing)[0]
+                key = differing[0]
                 raise ConfigError(
                     f"{path} holds a run with {key}={there.get(key)!r}, not {config.get(key)!r}; "
                     "choose another folder, or remove it."

@@ -9,6 +9,10 @@ import sqlalchemy as sa
 
 from itl_env import FactDatabase, people
 
+# Tests run side by side, one a core: more threads would only wait for each other. Set before any
+# test imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The server of the PostgreSQL tests, unless ITL_TEST_POSTGRES names another.
 DEFAULT = "postgresql+psycopg://postgres@127.0.0.1:5432/postgres"
 

@@ -1,0 +1,270 @@
+"""The `itl` command: finds the command that was meant, reads its flags, runs it, fails politely.
+
+A command is a line of `COMMANDS` or `STUDIES`: its words, a summary, a dataclass whose fields are
+its flags, and the function that takes one. Modules are loaded only when their command runs, so that
+help comes at once. The exit status is 0 on success, 1 on failure, 2 for bad arguments, and 130
+after Ctrl-C.
+"""
+
+import argparse
+import io
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+
+class Command(NamedTuple):
+    """One command.
+
+    summary: for the list of commands. config: "module:dataclass" whose fields are the flags.
+    run: "module:function" that takes the dataclass. resumes: whether an interrupted command,
+    given again, goes on from where it stopped.
+    """
+
+    summary: str
+    config: str
+    run: str
+    resumes: bool = False
+
+
+def _own(summary: str, config: str, run: str, resumes: bool = False) -> Command:
+    module = "benchmarks.commands"
+    return Command(summary, f"{module}:{config}", f"{module}:{run}", resumes)
+
+
+# A further study is one line.
+STUDIES = {
+    "throughput": Command(
+        "how fast the library is, against what one would use instead",
+        "benchmarks.throughput:ThroughputConfig",
+        "benchmarks.throughput:throughput",
+    ),
+}
+
+COMMANDS = {
+    "quickstart": Command(
+        "the whole loop in minutes on a CPU",
+        "benchmarks.quickstart:QuickstartConfig",
+        "benchmarks.commands:run_quickstart",
+        resumes=True,
+    ),
+    "facts build": _own("make a database of people", "FactsBuild", "facts_build"),
+    "facts query": _own("look up what is known about a name", "FactsQuery", "facts_query"),
+    "facts export": _own("write facts to a file", "FactsExport", "facts_export"),
+    "validate": _own("check that a database serves as environment", "Validate", "run_validate"),
+    "play": _own("take the agent's place in a terminal", "Play", "run_play"),
+    "rollout": _own("let an agent play, and keep its episodes", "Rollout", "run_rollout"),
+    "show": _own("print episodes, with what is trained marked", "Show", "run_show"),
+    "train memory": _own(
+        "train a small Llama to know facts or to look them up",
+        "TrainMemory",
+        "run_train_memory",
+        resumes=True,
+    ),
+    "eval": _own("measure the recall of a trained model", "Eval", "run_eval"),
+    "bench list": _own("list the studies", "BenchList", "bench_list"),
+    **{f"bench run {name}": study for name, study in STUDIES.items()},
+}
+
+ABOUT = "Facts in weights or behind a tool: databases as environments, language models as agents."
+FOOT = """\
+`itl COMMAND --help` tells what a command takes. Anywhere on the line, `--debug` shows the traceback
+of an error. `itl --version` tells the version."""
+
+
+class UsageError(Exception):
+    """The words name no command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (by default the process's own) and return its exit status."""
+    arguments, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
+    _accept_any_text()
+    command = None
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            if not arguments or arguments[0] in ("-h", "--help"):
+                print(commands_help([]))
+                return 0 if arguments else 2
+            if arguments[0] == "--version":
+                print(f"itl {metadata.version('itl')}")
+                return 0
+            words, rest = split_words(arguments)
+            if words not in COMMANDS:
+                print(commands_help(words.split()))
+                return 0
+            command = COMMANDS[words]
+            _load(command.run)(parse(words, command, rest))
+            sys.stdout.flush()
+        except UsageError as error:
+            return _fail(str(error), 2)
+        except SystemExit as stop:  # tyro has printed help or what is wrong
+            return stop.code if isinstance(stop.code, int) else 2
+        except BrokenPipeError:
+            # The reader has seen enough (`itl show | head`); nothing is left to flush at exit.
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+            return 141
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            goes_on = command is not None and command.resumes
+            then = "goes on from where it stopped" if goes_on else "starts again"
+            return _fail(f"interrupted; the same command {then}.", 130)
+        except Exception as error:
+            from itl_env.errors import ConfigError, ITLError
+
+            if debug or not isinstance(error, ITLError | OSError):
+                raise
+            return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+    return 0
+
+
+def _accept_any_text() -> None:
+    """What a model wrote, or a person typed, must not fail on a terminal's encoding."""
+    streams = {sys.stdout: "backslashreplace", sys.stderr: "backslashreplace"}
+    for stream, errors in {**streams, sys.stdin: "surrogateescape"}.items():
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(io.UnsupportedOperation):  # it has been read from
+                stream.reconfigure(errors=errors)
+
+
+def split_words(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The words of a command and the rest of the line; of a group of commands, with --help only.
+
+    Raises UsageError that says which words there are.
+    """
+    for n in (3, 2, 1):
+        words = " ".join(arguments[:n])
+        if words in COMMANDS and len(arguments) >= n:
+            return words, list(arguments[n:])
+    group: list[str] = []
+    for word in arguments:
+        known = _next_words(group)
+        if word in ("-h", "--help"):
+            return " ".join(group), []
+        if word not in known:
+            from difflib import get_close_matches
+
+            command = " ".join(["itl", *group])
+            close = get_close_matches(word, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}."
+            raise UsageError(f"`{command}` has no command {word!r}; {hint}")
+        group.append(word)
+    known = _next_words(group)
+    raise UsageError(f"`itl {' '.join(group)}` needs one more word: {', '.join(known)}.")
+
+
+def _next_words(group: Sequence[str]) -> list[str]:
+    n = len(group)
+    splits = [words.split() for words in COMMANDS]
+    return list(dict.fromkeys(split[n] for split in splits if split[:n] == list(group)))
+
+
+def commands_help(group: Sequence[str]) -> str:
+    """The commands that begin with the words of `group`, with their summaries."""
+    chosen = {w: c for w, c in COMMANDS.items() if w.split()[: len(group)] == list(group)}
+    width = max(map(len, chosen))
+    usage = " ".join(["usage: itl", *group, "COMMAND [OPTIONS]"])
+    lines = [f"  {words:<{width}}  {command.summary}" for words, command in chosen.items()]
+    return "\n".join([usage, "", *([] if group else [ABOUT, ""]), *lines, "", FOOT])
+
+
+def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
+    """The command's dataclass from its flags; SystemExit after help or an error is printed."""
+    import tyro
+
+    config = _load(command.config)
+    names = [field.name for field in fields(config)]
+    if "config" in names:
+        arguments = [*_from_file(arguments, names), *arguments]
+
+    def read(arguments: Sequence[str], console_outputs: bool) -> Any:
+        return tyro.cli(
+            config,
+            prog=f"itl {words}",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+            console_outputs=console_outputs,
+        )
+
+    try:
+        return read(arguments, False)
+    except SystemExit:
+        # Once more, to print: messages repeat arguments, and an address may hold a password.
+        read([without_password(argument) for argument in arguments], True)
+        raise
+
+
+def _from_file(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The settings of the YAML file at --config as flags, which later flags override."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    try:
+        file = parser.parse_known_args(list(arguments))[0].config
+    except argparse.ArgumentError:
+        return []  # left to tyro
+    if file is None:
+        return []
+    from itl_env.errors import ConfigError
+    from itl_train.run_folder import read_yaml
+
+    settings = read_yaml(Path(file))
+    if unknown := sorted(str(name) for name in settings if name not in names):
+        raise ConfigError(f"{file} has the setting {unknown[0]!r}, which does not exist.")
+    return _flags(settings)
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for name, value in settings.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            flags.append(flag)
+        elif value is not False:
+            flags += [flag, *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    before = [argument for argument in arguments[:end] if argument != "--debug"]
+    return before + arguments[end:], len(before) < end
+
+
+def without_password(text: str) -> str:
+    """The text with the passwords of database addresses in it replaced by ***."""
+    text = re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^\s&]*", r"\1***", text)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"itl: {without_password(message)}", file=sys.stderr)
+    return status
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"itl: warning: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

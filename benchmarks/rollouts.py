@@ -1,0 +1,94 @@
+"""Agents by name, the questions they are asked, what came of it: `itl rollout`, `itl eval`."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.statistics import clustered_wilson
+from itl_agents.agent import Agent
+from itl_agents.evaluate import RecallCount, one_question_each
+from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
+from itl_env.episode import Episode
+from itl_env.errors import ConfigError
+from itl_env.facts import Fact
+from itl_env.recall import RecallTask
+
+Mode = Literal["in-tool", "in-weight"]
+Questions = Literal["one", "all"]
+
+SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent}
+
+
+def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
+    """A scripted agent by its name, or a NanoLlama by the folder of its run or checkpoint.
+
+    Raises ConfigError if it is neither.
+    """
+    if name in SCRIPTED:
+        return SCRIPTED[name](task)
+    if not Path(name).is_dir():
+        raise ConfigError(
+            f"There is no agent {name!r}; name one of {', '.join(SCRIPTED)}, or the folder of a "
+            "trained model."
+        )
+    from itl_agents.nanollama import NanoLlamaAgent, load_model
+
+    checkpoint = find_checkpoint(Path(name))
+    return NanoLlamaAgent(load_model(checkpoint), name=str(checkpoint), temperature=temperature)
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The folder itself if it is a checkpoint, the last checkpoint if it is a run.
+
+    Raises ConfigError if it is neither.
+    """
+    from itl_train.checkpoint import checkpoints
+
+    if (folder / "config.json").is_file():
+        return folder
+    if found := checkpoints(folder / "checkpoints"):
+        return found[-1]
+    raise ConfigError(f"There is no trained model in {folder}; name a run's folder or checkpoint.")
+
+
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of the run that a folder is, or is a checkpoint of; {} if of none."""
+    from itl_train.run_folder import read_yaml
+
+    for place in (folder, folder.parent.parent):
+        if (place / "config.yaml").is_file():
+            return read_yaml(place / "config.yaml")
+    return {}
+
+
+def questions(task: RecallTask, which: Questions, n: int) -> Iterator[Fact]:
+    """At most n facts, in order: `one` of each person, attributes in turn, or `all` of them."""
+    return islice(task.facts() if which == "all" else one_question_each(task, n), n)
+
+
+def how_many(task: RecallTask, which: Questions, n: int) -> int:
+    """How many `questions` gives."""
+    return min(n, task.n_facts if which == "all" else len(task.keys))
+
+
+def counted(episodes: Iterable[Episode], count: RecallCount) -> Iterator[Episode]:
+    """The episodes, each added to the count as it passes."""
+    for episode in episodes:
+        count.add(episode)
+        yield episode
+
+
+def describe(count: RecallCount) -> str:
+    """Recall with its interval, clustered by person, and what else was counted."""
+    low, high = clustered_wilson(list(count.by_person.values()))
+    return (
+        f"recall {100 * count.recall:.1f}% [{100 * low:.1f}, {100 * high:.1f}] "
+        f"({count.right:,} of {count.asked:,} questions; {count.n_queried:,} queried, "
+        f"{count.n_errors:,} with an error, {count.n_unanswered:,} unanswered)"
+    )
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """The text in quotes, cut where it is long."""
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}... ({len(text):,} characters)"

@@ -1,0 +1,79 @@
+"""The quickstart, at a size that trains in seconds: what it writes and how it goes on."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.quickstart import QuickstartConfig, quickstart
+from itl_env.errors import ConfigError, ITLError
+
+
+def small(out: Path, **changes: int) -> QuickstartConfig:
+    sizes = {"n_people": 45, "n_unseen": 20, "n_memorised": 4, "n_steps": 20, "n_twin_steps": 20}
+    return QuickstartConfig(out=out, **(sizes | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("quickstart") / "run"
+    quickstart(small(out), say=lambda line: None)
+    return out
+
+
+def test_it_writes_a_table_a_report_and_a_figure(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    asked = {(row["agent"], row["asked_about"]): row for row in results["rows"]}
+    assert {pair: row["asked"] for pair, row in asked.items()} == {
+        ("in-tool", "trained on"): 100,
+        ("in-tool", "never seen"): 80,
+        ("in-weight", "trained on"): 16,
+        ("in-weight", "never seen"): 80,
+        ("guessing", "never seen"): 80,
+    }
+    for row in results["rows"]:
+        assert 0 <= row["recall_low"] <= row["recall"] <= row["recall_high"] <= 1
+    assert asked["in-weight", "never seen"]["queried"] == 0
+    assert results["bits_per_fact"] == pytest.approx(7.81, abs=0.01)
+    report = (finished / "report.md").read_text()
+    assert results["machine"]["cpu"] in report
+    assert "| in-tool | never seen | 80 |" in report
+    with Image.open(finished / "quickstart.png") as figure:
+        assert figure.width > 1000
+
+
+def test_a_finished_run_is_read_not_trained_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")}
+    first = json.loads((finished / "results.json").read_text())
+    again = quickstart(small(finished), say=lambda line: None)
+    assert again["rows"] == first["rows"]
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(finished: Path, tmp_path: Path) -> None:
+    def interrupt(run: str, row: dict) -> None:
+        if run == "in-weight":
+            signal.raise_signal(signal.SIGINT)
+
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        quickstart(small(out), say=lambda line: None, on_metrics=interrupt)
+    assert not (out / "results.json").exists()
+    seen: list[str] = []
+    results = quickstart(
+        small(out), say=lambda line: None, on_metrics=lambda run, row: seen.append(run)
+    )
+    assert "in-tool" not in seen
+    assert results["rows"] == json.loads((finished / "results.json").read_text())["rows"]
+
+
+def test_what_cannot_work_is_said_first(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot hold 45 unseen"):
+        small(tmp_path, n_unseen=45)
+    with pytest.raises(ConfigError, match="holds a run with n_steps=20, not 30"):
+        quickstart(small(finished, n_steps=30), say=lambda line: None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ITLError, match="Cannot write to"):
+        quickstart(small(tmp_path / "file" / "run"), say=lambda line: None)
