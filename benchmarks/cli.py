@@ -13,7 +13,7 @@ import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields
 from importlib import import_module, metadata
 from pathlib import Path
@@ -186,20 +186,16 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
     if "config" in names:
         arguments = [*_from_file(arguments, names), *arguments]
 
-    def read(arguments: Sequence[str], console_outputs: bool) -> Any:
-        return tyro.cli(
-            config,
-            prog=f"itl {words}",
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-            console_outputs=console_outputs,
-        )
+    def read(arguments: Sequence[str]) -> Any:
+        markers = (tyro.conf.FlagCreatePairsOff,)
+        return tyro.cli(config, prog=f"itl {words}", args=arguments, config=markers)
 
     try:
-        return read(arguments, False)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return read(arguments)
     except SystemExit:
         # Once more, to print: messages repeat arguments, and an address may hold a password.
-        read([without_password(argument) for argument in arguments], True)
+        read([without_password(argument) for argument in arguments])
         raise
 
 

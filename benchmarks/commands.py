@@ -5,6 +5,7 @@ it runs.
 """
 
 import os
+import shutil
 import sys
 import time
 from collections import deque
@@ -143,7 +144,10 @@ def facts_export(config: FactsExport) -> None:
             import datasets
 
             datasets.disable_progress_bars()
-            export.to_dataset(rows).save_to_disk(str(config.out))
+            partial_folder = config.out.with_name(f".{config.out.name}.partial")
+            shutil.rmtree(partial_folder, ignore_errors=True)
+            export.to_dataset(rows).save_to_disk(str(partial_folder))
+            partial_folder.rename(config.out)
         else:
             write = {
                 "jsonl": export.write_jsonl,
@@ -246,6 +250,15 @@ class Rollout(TaskSource):
         _check_slice(self.n, self.start, self.lanes, self.temperature)
 
 
+def _people_from(database: FactDatabase, start: int) -> slice:
+    if start >= len(database):
+        raise ConfigError(
+            f"table {database.table!r} of {database.url} holds {len(database):,} people, so there "
+            f"are none from index {start:,}; lower --start."
+        )
+    return slice(start, None)
+
+
 def _check_slice(n: int, start: int, lanes: int, temperature: float) -> None:
     for name, value in (("n", n), ("lanes", lanes)):
         if value < 1:
@@ -265,7 +278,7 @@ def run_rollout(config: Rollout) -> None:
     with config.open() as database:
         task = RecallTask(
             database,
-            keys=slice(config.start, None),
+            keys=_people_from(database, config.start),
             attributes=config.attributes or None,
             style=config.style,
             dialect=config.dialect,
@@ -303,17 +316,16 @@ def run_show(config: Show) -> None:
     colours = config.color == "always" or (
         config.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     )
+    stop = config.index + config.n
+    episodes = list(islice(read_episodes(config.file), config.index, stop))
+    if not episodes:
+        raise ITLError(f"{config.file} has no episode {config.index}.")
     tokenizer = ByteTokenizer()
     mark = "\033[32mgreen\033[0m" if colours else "[brackets]"
     print(f"What is trained is in {mark}.")
-    place = config.index
-    for place, episode in enumerate(  # noqa: B007 - whether it advanced is asked below
-        islice(read_episodes(config.file), config.index, config.index + config.n), config.index + 1
-    ):
+    for episode in episodes:
         print(f"\n{_headline(episode)}")
         print((coloured if colours else bracketed)(render(episode, tokenizer), tokenizer))
-    if place == config.index:
-        raise ITLError(f"{config.file} has no episode {config.index}.")
 
 
 def _headline(episode: Episode) -> str:
@@ -411,14 +423,9 @@ def run_eval(config: Eval) -> None:
     n_trained = run.get("n_people", 0)
     first = n_trained if config.start < 0 else config.start
     with source.open() as database:
-        if config.start < 0 and first >= len(database):
-            raise ConfigError(
-                f"{database!r} holds {len(database):,} people, all of whom the run trained on; "
-                "use --start 0 to ask about them."
-            )
         task = RecallTask(
             database,
-            keys=slice(first, None),
+            keys=_people_from(database, first),
             style=config.style or run.get("style", "compact"),
             max_queries=1 if mode == "in-tool" else 0,
         )

@@ -61,8 +61,8 @@ SIZES = {
         batch_size=8, train_steps=1,
     ),
     "laptop": Sizes(
-        rounds=5, n_people=100_000, n_batches=100, lanes=256, n_waves=16, n_expert=10_000,
-        n_bulk=1_000_000, bulk_rounds=3, n_questions=512, model_steps=600, max_new_tokens=160,
+        rounds=5, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=10_000,
+        n_bulk=1_000_000, bulk_rounds=3, n_questions=256, model_steps=400, max_new_tokens=160,
         n_dialogue_people=5_000, batch_size=128, train_steps=2,
     ),
 }  # fmt: skip
@@ -157,10 +157,12 @@ def report(results: dict[str, Any]) -> str:
     )
     return f"""# Throughput
 
-Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}, torch
-{on["torch"]} with {on["torch_threads"]} threads, transformers {on["transformers"]}, SQLite
-{on["sqlite"]}. Preset {results["preset"]}, seed {results["seed"]}. Medians [lowest, highest] of the
-rounds; a ratio above 1 means that the library is faster.
+Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}, SQLite
+{on["sqlite"]}, torch {on["torch"]} with {on["torch_threads"]} threads, transformers
+{on["transformers"]}. Preset {results["preset"]}, seed {results["seed"]}.
+
+Figures are medians [lowest, highest] of the rounds. A ratio above 1 means that the library is
+faster.
 
 | library | instead | ratio | library | instead | shown to be equal |
 |---|---|---:|---:|---:|---|

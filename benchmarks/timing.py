@@ -25,8 +25,9 @@ def race(sides: Mapping[str, Callable[[], int]], rounds: int) -> Rates:
     rates: Rates = {name: [] for name in sides}
     for turn in range(rounds + 1):
         # Every other round runs backwards, so that no side always follows the same one.
-        for name in sides if turn % 2 else reversed(list(sides)):
-            gc.collect()  # nobody pays for another side's garbage
+        order = list(sides) if turn % 2 else list(sides)[::-1]
+        gc.collect()  # nobody pays for what lay around before
+        for name in order:
             began = time.perf_counter()
             done = sides[name]()
             seconds = time.perf_counter() - began

@@ -3,8 +3,9 @@
     itl validate --database sqlite:///facts.db
 
 Every fact is played by the expert, with the tool and without it, from raw text alone, as any model
-would write it. A value that cannot be said (an empty one, say, or one that is longer than a reply
-may be) shows here and not as a mysterious ceiling on some model's recall. An agent that acts at
+would write it. A value that cannot be said (one that is longer than a reply may be, say) or a name
+that no query can hold (one that ends in a space) shows here, and not as a mysterious ceiling on
+some model's recall. An agent that acts at
 random is then held to what guessing gets, which a rubric that is too kind exceeds.
 """
 
@@ -178,9 +179,10 @@ def _random_check(
     for episode in rollout(agent, task, sample, seed=seed, lanes=LANES):
         tally.add(episode)
     problem = None
-    if wilson(tally.right, tally.answered, CONFIDENCE)[0] > chance:
+    tries = max(tally.answered, tally.right)  # a rubric may pay even for silence
+    if wilson(tally.right, tries, CONFIDENCE)[0] > chance:
         problem = (
-            f"{mode}: answers at random score 1.0 in {tally.right:,} of {tally.answered:,} cases, "
+            f"{mode}: answers at random score 1.0 in {tally.right:,} of {tries:,} cases, "
             f"where guessing gets {100 * chance:.2f}%"
         )
     return Check(mode, agent.name, tally.asked, tally.right, tally.answered, chance, problem)

@@ -47,7 +47,7 @@ class Rendered(NamedTuple):
 def render(episode: Episode, tokenizer: DialogueTokenizer) -> Rendered:
     """The whole episode; raises ValueError if nothing in it is trained."""
     rendered = render_messages(episode.messages, tokenizer, episode.completions)
-    if all(label == IGNORED for label in rendered.labels):
+    if rendered.labels.count(IGNORED) == len(rendered.labels):
         raise ValueError(f"Episode {episode.index} holds no assistant turn to train on.")
     return rendered
 

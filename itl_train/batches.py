@@ -53,7 +53,7 @@ class Dialogues:
         for episode in episodes:
             rendered = render(episode, tokenizer)
             n = len(rendered.input_ids)
-            # Several times faster than an array from each list, and render is the larger part.
+            # Packing takes half the time of an array from each list.
             ids.append(struct.pack(f"{n}i", *rendered.input_ids))
             labels.append(struct.pack(f"{n}i", *rendered.labels))
             lengths.append(n)

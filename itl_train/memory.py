@@ -98,6 +98,12 @@ class MemoryRun:
 
         Raises ConfigError if the folder holds a run of another configuration.
         """
+        try:
+            torch.empty(0, device=config.device)
+        except (RuntimeError, AssertionError) as error:  # an unknown one, or one that is not here
+            raise ConfigError(
+                f"Cannot train on device {config.device!r}: {str(error).splitlines()[0]}."
+            ) from None
         self.config = config
         self.tasks = Tasks.open(config)
         self.tokenizer = ByteTokenizer()

@@ -77,3 +77,26 @@ def test_importing_the_world_loads_no_machine_learning():
     ).stdout.split()
     assert "itl_env" in loaded
     assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize("command", ["--help", "facts build --help", "facts query", "validate"])
+def test_quick_commands_load_no_machine_learning(command, world):
+    arguments = command.split()
+    if command == "facts query":
+        arguments += ["--database", world, "Nobody"]
+    elif command == "validate":
+        arguments += ["--database", world, "--limit", "5"]
+    code = (
+        "import sys; from benchmarks.cli import main; main(sys.argv[1:]); "
+        "print('loaded', *{name.partition('.')[0] for name in sys.modules})"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    ).stdout
+    loaded = out.rpartition("loaded")[2].split()
+    assert "benchmarks" in loaded
+    assert not HEAVY & set(loaded)
