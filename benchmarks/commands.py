@@ -103,9 +103,9 @@ def facts_build(config: FactsBuild) -> None:
 class FactsQuery(Source):
     """Print what is known about a name; the exit status is 1 if it is unknown."""
 
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]  # who
-    attribute: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ATTRIBUTE")] = ""
-    """What is asked; everything if it is left out."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]  # whom to look up
+    attribute: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[ATTRIBUTE]")] = ""
+    """What to look up; everything if it is left out."""
 
 
 def facts_query(config: FactsQuery) -> None:
@@ -239,7 +239,7 @@ class Rollout(TaskSource):
     agent: str  # expert, no-tool, random, or the folder of a trained model
     out: Path  # JSON lines file for the episodes
     mode: Mode = "in-tool"  # with the database to query, or without
-    n: int = 1000  # episodes
+    n: int = 1000  # how many episodes to play
     start: int = 0  # index of the first person who is asked about
     questions: Questions = "one"  # of each person: one attribute in turn, or all of them
     temperature: float = 0.0  # of a trained model; 0 takes the likeliest token
@@ -383,7 +383,7 @@ class Eval:
     mode: Literal["", "in-tool", "in-weight"] = ""  # with the database or without; as in the run
     style: Literal["", "compact", "fenced"] = ""  # how calls are written; as in the run
     start: int = -1  # index of the first person; -1 for the first that the run did not train on
-    n: int = 1000  # questions
+    n: int = 1000  # how many questions to ask
     questions: Questions = "one"  # of each person: one attribute in turn, or all of them
     samples: int = 3  # answers to print
     temperature: float = 0.0  # 0 takes the likeliest token

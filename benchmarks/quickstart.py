@@ -23,9 +23,8 @@ from itl_env.facts import ATTRIBUTES, people, world_entropy
 from itl_env.files import write_text
 
 if TYPE_CHECKING:
-    from itl_train.memory_config import MemoryConfig
-
     from itl_env.recall import RecallTask
+    from itl_train.memory_config import MemoryConfig
 
 Say = Callable[[str], None]
 

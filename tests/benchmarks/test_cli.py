@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import torch
 import yaml
 
 from benchmarks import cli
@@ -21,6 +22,15 @@ TINY = (
     *("--n-people", "8", "--n-unseen", "4", "--d-model", "16", "--n-layers", "1", "--n-heads", "2"),
     *("--n-steps", "4", "--log-every", "2", "--n-evaluate", "2", "--checkpoint-every", "2"),
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The models here are too small for more, least of all on a machine that is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ def entries(help_text: str) -> list[str]:
     """What help says of each flag and each positional argument."""
     found: list[str] = []
     for line in help_text.replace("│", " ").splitlines():
-        if re.match(r" {1,3}(--[a-z]|[A-Z]+ )", line):
+        if re.match(r" {1,3}(--[a-z]|\[?[A-Z]+\]? )", line):
             found.append(line)
         elif found and line.startswith("    "):
             found[-1] += line
@@ -73,7 +83,7 @@ def test_every_command_and_flag_has_help(run, words: str) -> None:
     said = entries(out)
     assert len(said) == len(dataclasses.fields(cli._load(COMMANDS[words].config)))
     for entry in said:
-        explained = re.sub(r"^ *(--\S+( \S+)?|[A-Z]+) |\((default|required).*", "", entry)
+        explained = re.sub(r"^ *(--\S+( \S+)?|\[?[A-Z]+\]?) |\((default|required).*", "", entry)
         assert len(explained.split()) > 1, f"no help for {entry}"
 
 
@@ -462,9 +472,9 @@ def test_ctrl_c_says_what_the_same_command_does(
 
 def test_a_reader_that_leaves_is_no_error(world: str, tmp_path: Path) -> None:
     file = tmp_path / "episodes.jsonl"
-    options = ["--agent", "expert", "--questions", "all", "--n", "1600", "--out", str(file)]
+    options = ["--agent", "expert", "--questions", "all", "--n", "600", "--out", str(file)]
     assert main(["rollout", "--database", world, *options]) == 0
-    show = f"'{sys.executable}' -m benchmarks.cli show '{file}' --n 1600 | head -1"
+    show = f"'{sys.executable}' -m benchmarks.cli show '{file}' --n 600 | head -1"
     shown = subprocess.run(show, shell=True, capture_output=True, text=True, check=True, cwd=ROOT)
     assert shown.stdout == "What is trained is in [brackets].\n"
     assert shown.stderr == ""
