@@ -2,8 +2,8 @@
 
 A command is a line of `COMMANDS` or `STUDIES`: its words, a summary, a dataclass whose fields are
 its flags, and the function that takes one. Modules are loaded only when their command runs, so that
-help comes at once. The exit status is 0 on success, 1 on failure, 2 for bad arguments, and 130
-after Ctrl-C.
+help comes at once. The exit status is 0 on success, 1 on failure, 2 for bad arguments, 130 after
+Ctrl-C, and 141 if the reader of the output has gone.
 """
 
 import argparse
@@ -34,8 +34,8 @@ class Command(NamedTuple):
     resumes: bool = False
 
 
-def _own(summary: str, config: str, run: str, resumes: bool = False) -> Command:
-    module = "benchmarks.commands"
+def _own(subject: str, summary: str, config: str, run: str, resumes: bool = False) -> Command:
+    module = f"benchmarks.commands_{subject}"
     return Command(summary, f"{module}:{config}", f"{module}:{run}", resumes)
 
 
@@ -52,24 +52,27 @@ COMMANDS = {
     "quickstart": Command(
         "the whole loop in minutes on a CPU",
         "benchmarks.quickstart:QuickstartConfig",
-        "benchmarks.commands:run_quickstart",
+        "benchmarks.commands_train:run_quickstart",
         resumes=True,
     ),
-    "facts build": _own("make a database of people", "FactsBuild", "facts_build"),
-    "facts query": _own("look up what is known about a name", "FactsQuery", "facts_query"),
-    "facts export": _own("write facts to a file", "FactsExport", "facts_export"),
-    "validate": _own("check that a database serves as environment", "Validate", "run_validate"),
-    "play": _own("take the agent's place in a terminal", "Play", "run_play"),
-    "rollout": _own("let an agent play, and keep its episodes", "Rollout", "run_rollout"),
-    "show": _own("print episodes, with what is trained marked", "Show", "run_show"),
+    "facts build": _own("world", "make a database of people", "FactsBuild", "facts_build"),
+    "facts query": _own("world", "look up what is known about a name", "FactsQuery", "facts_query"),
+    "facts export": _own("world", "write facts to a file", "FactsExport", "facts_export"),
+    "validate": _own(
+        "world", "check that a database serves as environment", "Validate", "run_validate"
+    ),
+    "play": _own("play", "take the agent's place in a terminal", "Play", "run_play"),
+    "rollout": _own("play", "let an agent play, and keep its episodes", "Rollout", "run_rollout"),
+    "show": _own("play", "print episodes, with what is trained marked", "Show", "run_show"),
     "train memory": _own(
+        "train",
         "train a small Llama to know facts or to look them up",
         "TrainMemory",
         "run_train_memory",
         resumes=True,
     ),
-    "eval": _own("measure the recall of a trained model", "Eval", "run_eval"),
-    "bench list": _own("list the studies", "BenchList", "bench_list"),
+    "eval": _own("train", "measure the recall of a trained model", "Eval", "run_eval"),
+    "bench list": _own("train", "list the studies", "BenchList", "bench_list"),
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }
 

@@ -9,14 +9,15 @@ have never seen, who stand in the same database.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import machine
-from benchmarks.statistics import percent, wilson
+from benchmarks.statistics import clustered_wilson, interval
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import ATTRIBUTES, people, world_entropy
@@ -58,12 +59,9 @@ class Row:
     right: int
     asked: int
     queried: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The row with its recall and Wilson interval."""
-        low, high = wilson(self.right, self.asked)
-        recall = self.right / self.asked
-        return {**vars(self), "recall": recall, "recall_low": low, "recall_high": high}
+    recall: float
+    recall_low: float  # of the 95% interval, clustered by person
+    recall_high: float
 
 
 def quickstart(
@@ -80,51 +78,44 @@ def quickstart(
     """
     from itl_train.memory import MemoryRun  # torch is loaded only when the work begins
 
-    began = time.perf_counter()
-    seconds: dict[str, float] = {}
-
-    def stage(name: str, since: float) -> None:
-        seconds[name] = round(time.perf_counter() - since, 1)
-
-    start = time.perf_counter()
-    url = make_world(config, say)
-    stage("make the database", start)
-
-    start = time.perf_counter()
-    validate_world(url, say)
-    stage("validate", start)
+    make_folder(config.out)
+    clock = StageClock(config.out / "seconds.json")
+    with clock("make the database"):
+        url = make_world(config, say)
+    with clock("validate"):
+        validate_world(url, say)
 
     rows: list[Row] = []
     curves: dict[str, list[dict[str, Any]]] = {}
     parameters: dict[str, int] = {}
     for name, run_config in run_configs(config, url).items():
-        start = time.perf_counter()
-        run = MemoryRun(run_config, config.out / name)
-        parameters[name] = run.model.config.n_parameters
-        trained_on = f"{run_config.n_people:,} people"
-        say(
-            f"{name}: {parameters[name]:,} parameters, trained on {trained_on} "
-            f"for {run_config.n_steps:,} steps" + (f", from step {run.step:,}" if run.step else "")
-        )
-        run.train(partial(on_metrics, name))
-        stage(f"train {name}", start)
-        start = time.perf_counter()
+        with clock(f"train {name}"):
+            run = MemoryRun(run_config, config.out / name)
+            parameters[name] = run.model.config.n_parameters
+            say(
+                f"{name}: {parameters[name]:,} parameters, trained on {run_config.n_people:,} "
+                f"people for {run_config.n_steps:,} steps"
+                + (f", from step {run.step:,}" if run.step else "")
+            )
+            run.train(partial(on_metrics, name))
         curves[name] = run.folder.rows()
-        for asked_about, task, n in (
-            ("trained on", run.tasks.seen, min(run_config.n_people, 1_000)),
-            ("never seen", unseen_task(config, run_config), config.n_unseen),
-        ):
-            rows.append(ask(name, asked_about, run.agent(), task, n))
-            say(f"  {name}, people {asked_about}: {percent(rows[-1].right, rows[-1].asked)}")
-        stage(f"ask {name}", start)
+        with clock(f"ask {name}"):
+            for asked_about, task, n in (
+                ("trained on", run.tasks.seen, min(run_config.n_people, 1_000)),
+                ("never seen", unseen_task(config, run_config), config.n_unseen),
+            ):
+                rows.append(ask(name, asked_about, run.agent(), task, n))
+                last = rows[-1]
+                recall = interval(last.recall, last.recall_low, last.recall_high)
+                say(f"  {name}, people {asked_about}: {recall}")
     rows.append(ask_guesser(config, url))
 
     results = {
         "config": {**vars(config), "out": config.out.name},
         "parameters": parameters,
         "bits_per_fact": world_entropy(config.n_people, "paper", seed=config.seed).bits_per_fact,
-        "rows": [row.to_dict() for row in rows],
-        "seconds": {**seconds, "in all": round(time.perf_counter() - began, 1)},
+        "rows": [vars(row) for row in rows],
+        "seconds": {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)},
         "machine": machine(),
     }
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
@@ -135,12 +126,37 @@ def quickstart(
     return results
 
 
+class StageClock:
+    """Seconds of each stage, those of earlier, interrupted invocations included."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.seconds: dict[str, float] = {}
+        if file.exists():
+            self.seconds = json.loads(file.read_text(encoding="utf-8"))
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes, however it ends."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+            self.seconds[stage] = round(taken, 1)
+            write_text(self.file, json.dumps(self.seconds))
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder; raises ITLError if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ITLError(f"Cannot write to {path}: {error.strerror}.") from None
+
+
 def make_world(config: QuickstartConfig, say: Say) -> str:
     """Build the database, unless an interrupted run has; returns its URL."""
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ITLError(f"Cannot write to {config.out}: {error.strerror}.") from None
     path = config.out / f"people-{config.n_people}-seed-{config.seed}.db"
     url = f"sqlite:///{path}"
     if not path.exists():
@@ -150,22 +166,15 @@ def make_world(config: QuickstartConfig, say: Say) -> str:
 
 
 def validate_world(url: str, say: Say, limit: int = 1_000) -> None:
-    """Play the expert on some facts; raises ITLError if any gold call or answer scores below 1."""
-    from itl_agents import ExpertAgent
-    from itl_agents.evaluate import measure_recall, one_question_each
-    from itl_env.recall import RecallTask
+    """Check the facts of the first people; raises ITLError if the world does not work."""
+    from benchmarks.validate import validate
 
-    database = FactDatabase(url)
-    for max_queries, how in ((1, "with the tool"), (0, "without it")):
-        task = RecallTask(database, max_queries=max_queries)
-        count = measure_recall(ExpertAgent(task), task, one_question_each(task, limit))
-        if count.right < count.asked:
-            raise ITLError(
-                f"The expert {how} got {count.right} of {count.asked} facts right; "
-                f"run `itl validate --database {url}`."
-            )
-        say(f"expert {how}: {count.right:,} of {count.asked:,} right")
-    database.close()
+    with FactDatabase(url) as database:
+        validation = validate(database, limit=min(limit, len(database)))
+    if validation.problems:
+        raise ITLError(f"{validation.problems[0]}.")
+    for check in validation.checks:
+        say(f"{check.agent}, {check.mode}: {check.right:,} of {check.asked:,} right")
 
 
 def run_configs(config: QuickstartConfig, url: str) -> "dict[str, MemoryConfig]":
@@ -207,17 +216,23 @@ def ask(name: str, asked_about: str, agent: Any, task: "RecallTask", n_people: i
 
     facts = task.facts() if n_people * 4 <= 1_000 else one_question_each(task, n_people)
     count = measure_recall(agent, task, facts)
-    return Row(name, asked_about, count.right, count.asked, count.n_queried)
+    low, high = clustered_wilson(list(count.by_person.values()))
+    return Row(
+        name, asked_about, count.right, count.asked, count.n_queried, count.recall, low, high
+    )
 
 
 def ask_guesser(config: QuickstartConfig, url: str) -> Row:
-    """What guessing each attribute's most frequent value gets on the unseen people."""
+    """What guessing gets on the unseen people: the values most frequent among the others."""
     from itl_agents import NoToolAgent
     from itl_env.recall import RecallTask
 
-    keys = slice(config.n_people - config.n_unseen, config.n_people)
-    task = RecallTask(FactDatabase(url), keys=keys, max_queries=0)
-    return ask("guessing", "never seen", NoToolAgent(task), task, config.n_unseen)
+    n_trained = config.n_people - config.n_unseen
+    database = FactDatabase(url)
+    task = RecallTask(database, keys=slice(n_trained, config.n_people), max_queries=0)
+    others = RecallTask(database, keys=slice(0, n_trained))
+    guesser = NoToolAgent(task, fitted_on=others, sample=n_trained)
+    return ask("guessing", "never seen", guesser, task, config.n_unseen)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -229,7 +244,8 @@ def table(results: dict[str, Any]) -> str:
     for row in results["rows"]:
         lines.append(
             f"| {row['agent']} | {row['asked_about']} | {row['asked']:,} | "
-            f"{percent(row['right'], row['asked'])} | {100 * row['queried'] / row['asked']:.0f}% |"
+            f"{interval(row['recall'], row['recall_low'], row['recall_high'])} | "
+            f"{100 * row['queried'] / row['asked']:.0f}% |"
         )
     return "\n".join(lines)
 
@@ -250,7 +266,8 @@ Two small Llamas with {results["parameters"]["in-tool"]:,} and
 {n_trained:,} people, its in-weight twin to answer from its weights about {config["n_memorised"]}.
 Both were then asked about {config["n_unseen"]:,} people they had never seen, who stand in the
 database. A fact holds {results["bits_per_fact"]:.2f} bits; guessing is always answering the most
-frequent value. Intervals are Wilson's, at 95%.
+frequent value. Intervals are Wilson's, at 95%, clustered by person where a person is asked more
+than once.
 
 Seed {config["seed"]}; last checkpoint; {len(ATTRIBUTES)} attributes.
 

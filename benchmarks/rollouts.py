@@ -14,7 +14,6 @@ from itl_env.errors import ConfigError
 from itl_env.facts import Fact
 from itl_env.recall import RecallTask
 
-Mode = Literal["in-tool", "in-weight"]
 Questions = Literal["one", "all"]
 
 SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent}

@@ -56,5 +56,9 @@ def percent(right: int, n: int) -> str:
     """A share with its Wilson interval for people to read: "97.2% [96.0, 98.1]"."""
     if n == 0:
         return "-"
-    low, high = wilson(right, n)
-    return f"{100 * right / n:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    return interval(right / n, *wilson(right, n))
+
+
+def interval(share: float, low: float, high: float) -> str:
+    """A share and its interval, in per cent."""
+    return f"{100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"

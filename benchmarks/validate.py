@@ -4,15 +4,16 @@
 
 Every fact is played by the expert, with the tool and without it, from raw text alone, as any model
 would write it. A value that cannot be said (one that is longer than a reply may be, say) or a name
-that no query can hold (one that ends in a space) shows here, and not as a mysterious ceiling on
-some model's recall. An agent that acts at
-random is then held to what guessing gets, which a rubric that is too kind exceeds.
+that no query can hold (one with a line break in it) shows here, and not as a mysterious ceiling on
+some model's recall. An agent that acts at random is then held to what guessing gets, which a rubric
+that is too kind exceeds.
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import get_args
 
 import numpy as np
 
@@ -25,12 +26,10 @@ from itl_env.database import FactDatabase
 from itl_env.dialogue import Dialect, Style
 from itl_env.episode import Completion, Episode, StopReason
 from itl_env.facts import Fact
-from itl_env.recall import RecallTask
+from itl_env.recall import Mode, RecallTask, max_queries_of
 from itl_env.rubric import normalise
 
-MODES = {"in-tool": 1, "in-weight": 0}
-"""Queries an episode may send, by mode."""
-
+MODES: tuple[Mode, ...] = get_args(Mode)
 N_RANDOM = 4000  # questions the random agent is asked
 LANES = 1024
 # Random is refused only if chance would exceed it less than once in a million validations.
@@ -97,14 +96,14 @@ def validate(
     """
     checks = []
     done = 0
-    for mode, max_queries in MODES.items():
+    for mode in MODES:
         task = RecallTask(
             database,
             keys=slice(limit),
             attributes=attributes,
             style=style,
             dialect=dialect,
-            max_queries=max_queries,
+            max_queries=max_queries_of(mode),
         )
         sample = _sample(task, seed)
         drawn = Counter[str]()  # how often each sampled value stands in the database

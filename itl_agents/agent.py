@@ -85,17 +85,18 @@ def _play(
     """Episodes first, first + 1, ... side by side."""
     states = task.start(facts)
     said: list[tuple[Completion, ...]] = [()] * len(states)
-    seeds = bits(key(seed, "episode"), np.arange(first, first + len(states))).tolist()
     episodes: list[Episode | None] = [None] * len(states)
     live = list(range(len(states)))
+    n_turns = 0
     while live:
-        turn = [
-            Conversation(
-                states[lane].messages, said[lane], (seeds[lane] + states[lane].n_turns) % 2**64
-            )
-            for lane in live
-        ]
-        completions = agent.respond(turn)
+        seeds = bits(key(seed, "turn", n_turns), np.array(live) + first).tolist()
+        completions = agent.respond(
+            [
+                Conversation(states[lane].messages, said[lane], lane_seed)
+                for lane, lane_seed in zip(live, seeds, strict=True)
+            ]
+        )
+        n_turns += 1
         if len(completions) != len(live):
             raise ValueError(
                 f"{agent.name} gave {len(completions)} completions for {len(live)} conversations."

@@ -15,7 +15,7 @@ class RecallCount:
 
     by_attribute, by_person: the same two numbers for each attribute and each name; intervals are
         clustered by person where a person is asked more than once.
-    n_queried: questions in which the agent sent at least one admitted query.
+    n_queried: questions in which the agent sent at least one query, be it a refused one.
     n_errors: episodes with an error reply. n_unanswered: episodes that ended without an answer.
     """
 

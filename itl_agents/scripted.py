@@ -6,6 +6,7 @@ import numpy as np
 
 from itl_agents.agent import Conversation
 from itl_env import streams
+from itl_env.dialogue import ERROR_PREFIX, NO_RESULT
 from itl_env.episode import Completion
 from itl_env.facts import Fact
 from itl_env.recall import RecallTask
@@ -34,7 +35,7 @@ class ExpertAgent:
     """Plays the task without a mistake: it reads the question, queries if it may, then answers.
 
     In the in-weight setting it answers from the database it holds, as a model that has memorised
-    it would.
+    it would. What it cannot know it says it does not know.
     """
 
     name = "expert"
@@ -48,45 +49,56 @@ class ExpertAgent:
         values = self._values(conversations, asked)
         completions = []
         for talk, question, value in zip(conversations, asked, values, strict=True):
-            if question is None or (value is None and len(talk.messages) > 1):
-                completions.append(Completion(UNKNOWN, kind="answer"))
-            elif value is None:
-                completions.append(Completion(self.task.call(*question), kind="query"))
-            else:
+            may_query = self.task.max_queries > 0 and len(talk.messages) == 1
+            if question is not None and value is not None:
                 attribute, name = question
                 text = self.task.statement(Fact(name, attribute, value))
                 completions.append(Completion(text, kind="answer"))
+            elif question is not None and may_query:
+                completions.append(Completion(self.task.call(*question), kind="query"))
+            else:
+                completions.append(Completion(UNKNOWN, kind="answer"))
         return completions
 
     def _values(
         self, conversations: Sequence[Conversation], asked: list[tuple[str, str] | None]
     ) -> list[str | None]:
-        """What each lane knows: the database's last reply, or without a tool what is stored."""
+        """What each lane knows: the reply to its query, or without a tool what is stored."""
         if self.task.max_queries == 0:
             known = self.task.database.lookup(
                 [(pair[1], pair[0]) for pair in asked if pair is not None]
             )
             found = iter(known)
             return [None if pair is None else next(found) for pair in asked]
-        return [
-            talk.messages[-1].content if talk.messages[-1].role == "database" else None
-            for talk in conversations
-        ]
+        return [_replied(talk) for talk in conversations]
+
+
+def _replied(talk: Conversation) -> str | None:
+    """The value in the database's reply; None if there is none, or it holds none."""
+    role, text = talk.messages[-1]
+    found = role == "database" and text != NO_RESULT and not text.startswith(ERROR_PREFIX)
+    return text if found else None
 
 
 class NoToolAgent:
     """Answers at once without the tool, always with each attribute's most frequent value.
 
     It is what an in-weight model can do about people it has never seen.
+
+    fitted_on: the task whose first `sample` people the frequencies are taken from; by default the
+        one that is played, which is fair only where other people are asked about.
     """
 
     name = "no-tool"
 
-    def __init__(self, task: RecallTask, sample: int = 1000) -> None:
+    def __init__(
+        self, task: RecallTask, fitted_on: RecallTask | None = None, sample: int = 1000
+    ) -> None:
         self.task = task
-        stop = min(task.keys.stop, task.keys.start + sample)
+        source = fitted_on or task
+        stop = min(source.keys.stop, source.keys.start + sample)
         counts: dict[str, dict[str, int]] = {attribute: {} for attribute in task.attributes}
-        for fact in task.database.facts(task.keys.start, stop, task.attributes):
+        for fact in source.database.facts(source.keys.start, stop, task.attributes):
             seen = counts[fact.attribute]
             seen[fact.value] = seen.get(fact.value, 0) + 1
         self.guesses = {name: max(seen, key=lambda v: seen[v]) for name, seen in counts.items()}

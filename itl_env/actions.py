@@ -65,13 +65,13 @@ def parse_turn(text: str, dialect: Dialect, max_length: int) -> Action:
     fenced = text.split(_FENCE)
     if len(fenced) > 1:
         return _fenced_query(fenced)
-    words = text.strip()
+    words = _trim(text)
     if not words:
         return ParseError("empty", "the turn is empty")
     first = words.split(maxsplit=1)[0]
     if first == "FIND" if dialect == "lookup" else first.upper() in ("SELECT", "WITH"):
         return Query(words)
-    return Answer(words)
+    return Answer(words.rstrip())
 
 
 def _fenced_query(pieces: list[str]) -> Action:
@@ -85,12 +85,17 @@ def _fenced_query(pieces: list[str]) -> Action:
         return ParseError("malformed", "the fenced block is empty")
     if pieces[2].strip():
         return ParseError("malformed", "nothing may follow the fenced block")
-    return Query(body.strip())
+    return Query(_trim(body))
+
+
+def _trim(text: str) -> str:
+    """Without what models put around a line; spaces at its end may belong to a name."""
+    return text.lstrip().rstrip("\r\n")
 
 
 def parse_lookup(text: str) -> Lookup | ParseError:
     """Read `FIND <attribute> FOR <name>`; the attribute ends at the first ` FOR `."""
-    line = text.strip()
+    line = _trim(text)
     verb, _, rest = line.partition(" ")
     attribute, found, name = rest.partition(" FOR ")
     if verb != "FIND" or not found or not attribute or not name or "\n" in line:

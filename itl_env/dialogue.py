@@ -30,6 +30,8 @@ DIALECTS: tuple[Dialect, ...] = ("lookup", "sql")
 FENCED_LEAD = "To answer this question, I will send a request to the database:\n"
 NO_RESULT = "no result"
 """The database's ordinary reply to a query that matches nothing."""
+ERROR_PREFIX = "error: "
+"""What the reply to an action that could not be carried out begins with."""
 
 
 class Message(NamedTuple):

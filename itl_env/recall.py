@@ -18,7 +18,7 @@ Gymnasium environments, rollouts and trainers are thin shells over it.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from itl_env.actions import (
     Action,
@@ -33,6 +33,7 @@ from itl_env.actions import (
 from itl_env.database import FactDatabase
 from itl_env.dialogue import (
     DIALECTS,
+    ERROR_PREFIX,
     NO_RESULT,
     STYLES,
     Dialect,
@@ -48,6 +49,13 @@ from itl_env.errors import ConfigError
 from itl_env.facts import Fact
 from itl_env.rubric import rubric_named
 from itl_env.sql import SqlGate, SqlRejected, format_rows
+
+Mode = Literal["in-tool", "in-weight"]
+
+
+def max_queries_of(mode: Mode) -> int:
+    """Queries an episode may send: one look-up with the tool, none from memory."""
+    return 1 if mode == "in-tool" else 0
 
 
 class State(NamedTuple):
@@ -414,4 +422,4 @@ class RecallTask:
 
 
 def _error(problem: ParseError) -> _Outcome:
-    return _Outcome(f"error: {problem.message}", problem.code)
+    return _Outcome(ERROR_PREFIX + problem.message, problem.code)

@@ -29,17 +29,30 @@ def save_checkpoint(
     tokenizer.save(partial)
     torch.save(state, partial / _STATE)
     for file in partial.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    if final.exists():
-        shutil.rmtree(final)
+        _flush(file)
+    _flush(partial)
+    stale = folder / f".{final.name}.stale.partial"
+    if final.exists():  # renamed, so that one of the two is whole at every moment
+        final.replace(stale)
     partial.replace(final)
+    _flush(folder)
+    shutil.rmtree(stale, ignore_errors=True)
     return final
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(folder.glob(f"{_PREFIX}*")) if folder.is_dir() else []
+    found = folder.glob(f"{_PREFIX}*") if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 def keep_last(folder: Path, n: int) -> None:

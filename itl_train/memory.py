@@ -9,6 +9,7 @@ with the same bits as an unbroken run on the same machine.
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +119,8 @@ class MemoryRun:
             config.model_config(), seed=streams.key(config.seed, "initialisation") % 2**63
         )
         self._loss_sum, self._loss_steps = 0.0, 0
+        self.n_threads = config.n_threads or min(4, torch.get_num_threads())
+        self._digest: str | None = None
         state = self._restore()
         self.model.to(config.device)
         self.optimizers = make_optimizers(self.model, config)
@@ -141,13 +144,20 @@ class MemoryRun:
 
     def _restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole, if there is any."""
+        broken = []
         for path in reversed(checkpoints(self.folder.checkpoints)):
             try:
                 self.model, state = load_checkpoint(path)
             except ITLError as error:
-                self.folder.warn(f"{error} The checkpoint before it is used.")
+                self.folder.warn(f"{error} An earlier checkpoint is used, if there is one.")
+                broken.append(path)
                 continue
+            for other in broken:  # they must not count among those that are kept
+                shutil.rmtree(other)
             self.step = state["step"]
+            # Sums depend on how many threads share them: the same bits need the same number.
+            self.n_threads = state["n_threads"]
+            self._digest = state["dialogues"]
             self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
             return state
         return None
@@ -164,21 +174,36 @@ class MemoryRun:
         Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises ITLError
         at a loss that is not finite, naming the step.
         """
-        config = self.config
-        threads = config.n_threads or min(4, torch.get_num_threads())
-        torch.set_num_threads(threads)
-        if self.step < config.n_steps:
-            plan = BatchPlan(self._render(), config.batch_size, config.seed)
-            with deferred_interrupt() as interrupted:
-                while self.step < config.n_steps:
-                    self._advance(plan, on_metrics)
-                    if interrupted():
-                        self._save()
-                        raise KeyboardInterrupt
-        last = self.folder.last_evaluation()
-        if last is None or last["step"] != self.step:
-            last = self._evaluate(on_metrics)
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.n_threads)
+        try:
+            self._train(on_metrics)
+            last = self.folder.last_evaluation()
+            if last is None or last["step"] != self.step:
+                last = self._evaluate(on_metrics)
+        finally:
+            torch.set_num_threads(threads_before)
         return last
+
+    def _train(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> None:
+        """Take the steps that are left."""
+        if self.step == self.config.n_steps:
+            return
+        dialogues = self._render()
+        digest = dialogues.digest()
+        if self._digest not in (None, digest):
+            raise ConfigError(
+                f"{self.tasks.seen.database!r} has changed since the run in {self.folder.path} "
+                "began; begin another run, or bring the old database back."
+            )
+        self._digest = digest
+        plan = BatchPlan(dialogues, self.config.batch_size, self.config.seed)
+        with deferred_interrupt() as interrupted:
+            while self.step < self.config.n_steps:
+                self._advance(plan, on_metrics)
+                if interrupted():
+                    self._save()
+                    raise KeyboardInterrupt
 
     def _advance(
         self, plan: BatchPlan, on_metrics: Callable[[dict[str, Any]], None] | None
@@ -238,8 +263,16 @@ class MemoryRun:
         return row
 
     def _save(self) -> None:
+        """Write a checkpoint; raises ITLError instead of keeping weights that are not finite."""
+        if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
+            raise ITLError(
+                f"The weights are not finite after step {self.step}; lower lr or muon_lr. "
+                f"The last checkpoint in {self.folder.checkpoints} is intact."
+            )
         state = {
             "step": self.step,
+            "n_threads": self.n_threads,
+            "dialogues": self._digest,
             "loss_sum": self._loss_sum,
             "loss_steps": self._loss_steps,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
 from itl_env.errors import ConfigError
-from itl_env.recall import RecallTask
+from itl_env.recall import Mode, RecallTask, max_queries_of
 
 if TYPE_CHECKING:
     from itl_agents.nanollama import NanoLlamaConfig
@@ -23,7 +23,7 @@ class MemoryConfig:
     database: str  # URL of the fact database, such as sqlite:///facts.db
     table: str = "people"  # its table of facts
     key: str = "name"  # the column that names people
-    mode: Literal["in-tool", "in-weight"] = "in-tool"  # look facts up, or know them
+    mode: Mode = "in-tool"  # look facts up, or know them
     style: Style = "compact"  # how a call is written
     n_people: int = 20_000  # people to train on: the first of the database
     n_unseen: int = 1_000  # people to test on: the next ones; in-weight runs may set 0
@@ -77,5 +77,6 @@ class MemoryConfig:
 
     def task(self, database: FactDatabase, keys: slice) -> RecallTask:
         """The task over a slice of the database in this run's mode and style."""
-        max_queries = 1 if self.mode == "in-tool" else 0
-        return RecallTask(database, keys=keys, style=self.style, max_queries=max_queries)
+        return RecallTask(
+            database, keys=keys, style=self.style, max_queries=max_queries_of(self.mode)
+        )

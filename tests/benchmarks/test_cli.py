@@ -1,6 +1,7 @@
 """The command line: real commands on real databases, and errors that a person can act on."""
 
 import dataclasses
+import importlib
 import json
 import re
 import subprocess
@@ -458,12 +459,12 @@ def test_debug_shows_the_traceback(world: str) -> None:
 def test_ctrl_c_says_what_the_same_command_does(
     run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
 ) -> None:
-    import benchmarks.commands
+    module, _, function = COMMANDS[words].run.partition(":")
 
     def interrupt(config: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmarks.commands, COMMANDS[words].run.partition(":")[2], interrupt)
+    monkeypatch.setattr(importlib.import_module(module), function, interrupt)
     out = ("--out", tmp_path / "run") if words == "train memory" else ()
     status, _, err = run(*words.split(), "--database", world, *out)
     assert status == 130

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from itl_agents.nanollama import load_model
+from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError, DatabaseError, ITLError
 from itl_train.checkpoint import checkpoints
 from itl_train.memory import MemoryConfig, MemoryRun, train_memory
@@ -141,7 +142,7 @@ def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
     for name in ("training.pt", "model.safetensors"):
         content = (last / name).read_bytes()
         (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.warns(UserWarning, match="The checkpoint before it is used"):
+        with pytest.warns(UserWarning, match="An earlier checkpoint is used"):
             run = MemoryRun(config, tmp_path)
         assert run.step == 20
         run.train()
@@ -169,6 +170,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(world: str, tmp_path: Path) -> 
         run.model.head[0, 0] = float("nan")
     with pytest.raises(ITLError, match="loss is nan at step 0"):
         run.train()
+
+
+def test_weights_that_are_not_finite_are_never_saved(world: str, tmp_path: Path) -> None:
+    config = tiny(world, checkpoint_every=1, lr=1e30, optimizer="adamw", n_warmup=0)
+    with pytest.raises(ITLError, match=r"not finite after step \d+|loss is \w+ at step"):
+        train_memory(config, tmp_path)
+    for path in checkpoints(tmp_path / "checkpoints"):
+        assert all(w.isfinite().all() for w in load_model(path).parameters())
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(world: str, tmp_path: Path) -> None:
+    run = MemoryRun(tiny(world, n_threads=2), tmp_path)
+    run.train()
+    assert torch.get_num_threads() == 1, "a run gives back the threads it took"
+    assert MemoryRun(tiny(world, n_threads=2), tmp_path).n_threads == 2
+    automatic = MemoryRun(tiny(world, n_threads=0, n_steps=5), tmp_path / "automatic")
+    automatic.train()
+    torch.set_num_threads(2)
+    try:
+        assert MemoryRun(automatic.config, tmp_path / "automatic").n_threads == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_database_that_changed_is_noticed(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'facts.db'}"
+    FactDatabase.create(url, people(60, seed=1)).close()
+
+    def interrupt(row: dict) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_memory(tiny(url), tmp_path / "run", interrupt)
+    FactDatabase.create(url, people(60, seed=2), replace=True).close()
+    with pytest.raises(ConfigError, match="has changed since the run"):
+        train_memory(tiny(url), tmp_path / "run")
 
 
 def test_bad_configurations_fail_before_any_work(world: str, tmp_path: Path) -> None:

@@ -1,0 +1,148 @@
+"""Commands of `itl` about episodes: `play`, `rollout`, `show`; see `commands_world`."""
+
+import os
+import sys
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.commands_world import TaskSource
+from benchmarks.rollouts import Questions
+from itl_env.database import FactDatabase
+from itl_env.episode import Episode, read_episodes, write_episodes
+from itl_env.errors import ConfigError, ITLError
+from itl_env.recall import Mode, RecallTask, max_queries_of
+
+
+def people_from(database: FactDatabase, start: int) -> slice:
+    """The keys from `start` to the end; raises ConfigError if there are none."""
+    if start >= len(database):
+        raise ConfigError(
+            f"table {database.table!r} of {database.url} holds {len(database):,} people, so there "
+            f"are none from index {start:,}; lower --start."
+        )
+    return slice(start, None)
+
+
+def check_slice(n: int, start: int, lanes: int, temperature: float) -> None:
+    """Raise ConfigError for what no rollout can do."""
+    for name, value in (("n", n), ("lanes", lanes)):
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; it must be at least 1.")
+    for name, number in (("start", start), ("temperature", temperature)):
+        if number < 0:
+            raise ConfigError(f"{name} is {number}; it must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play(TaskSource):
+    """Answer questions yourself: you see what an agent sees, and get its reward."""
+
+    mode: Mode = "in-tool"  # with the database to query, or from memory
+    n: int = 0  # questions; 0 for as many as there are
+    seed: int = 0  # drives the order of the questions
+
+
+def run_play(config: Play) -> None:
+    """Play until the questions or the person's lines end."""
+    from benchmarks.play import play, read_line
+
+    with config.open() as database:
+        task = RecallTask(
+            database,
+            attributes=config.attributes or None,
+            style=config.style,
+            dialect=config.dialect,
+            max_queries=max_queries_of(config.mode),
+        )
+        play(task, seed=config.seed, n=config.n or None, read=read_line)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(TaskSource):
+    """Let an agent play and write its episodes to a file."""
+
+    agent: str  # expert, no-tool, random, or the folder of a trained model
+    out: Path  # JSON lines file for the episodes
+    mode: Mode = "in-tool"  # with the database to query, or without
+    n: int = 1000  # how many episodes to play
+    start: int = 0  # index of the first person who is asked about
+    questions: Questions = "one"  # of each person: one attribute in turn, or all of them
+    temperature: float = 0.0  # of a trained model; 0 takes the likeliest token
+    lanes: int = 256  # episodes side by side
+    seed: int = 0  # drives whatever the agent draws
+
+    def __post_init__(self) -> None:
+        check_slice(self.n, self.start, self.lanes, self.temperature)
+
+
+def run_rollout(config: Rollout) -> None:
+    """Write the episodes and print the recall."""
+    from benchmarks.progress import track
+    from benchmarks.rollouts import counted, describe, how_many, make_agent, questions
+    from itl_agents.agent import rollout
+    from itl_agents.evaluate import RecallCount
+
+    with config.open() as database:
+        task = RecallTask(
+            database,
+            keys=people_from(database, config.start),
+            attributes=config.attributes or None,
+            style=config.style,
+            dialect=config.dialect,
+            max_queries=max_queries_of(config.mode),
+        )
+        agent = make_agent(config.agent, task, config.temperature)
+        facts = questions(task, config.questions, config.n)
+        count = RecallCount()
+        episodes = rollout(agent, task, facts, seed=config.seed, lanes=config.lanes)
+        total = how_many(task, config.questions, config.n)
+        write_episodes(counted(track(episodes, "episodes", total), count), config.out)
+        task.close()
+    print(f"{agent.name}, {config.mode}: {describe(count)}")
+    print(f"{count.asked:,} episodes in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Print episodes as a model is trained on them, with what is trained marked."""
+
+    file: tyro.conf.Positional[Path]  # JSON lines file of `itl rollout`
+    index: int = 0  # the first episode to print, counted from 0
+    n: int = 3  # how many to print
+    color: Literal["auto", "always", "never"] = "auto"
+    """Colours, or else [brackets]; auto colours on a terminal unless NO_COLOR is set."""
+
+
+def run_show(config: Show) -> None:
+    """Print the episodes, each under a line that says how it ended."""
+    from itl_agents.nanollama.tokenizer import ByteTokenizer
+    from itl_agents.render import bracketed, coloured, render
+
+    if config.index < 0 or config.n < 1:
+        raise ConfigError("index must not be negative, and n must be at least 1.")
+    colours = config.color == "always" or (
+        config.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    )
+    stop = config.index + config.n
+    episodes = list(islice(read_episodes(config.file), config.index, stop))
+    if not episodes:
+        raise ITLError(f"{config.file} has no episode {config.index}.")
+    tokenizer = ByteTokenizer()
+    mark = "\033[32mgreen\033[0m" if colours else "[brackets]"
+    print(f"What is trained is in {mark}.")
+    for episode in episodes:
+        print(f"\n{_headline(episode)}")
+        print((coloured if colours else bracketed)(render(episode, tokenizer), tokenizer))
+
+
+def _headline(episode: Episode) -> str:
+    fact = episode.fact
+    ending = f"error {episode.error}" if episode.error else str(episode.stop_reason)
+    return (
+        f"episode {episode.index} by {episode.agent}: {fact.attribute} of {fact.name!r} is "
+        f"{fact.value!r}; reward {episode.reward:g}, {ending}"
+    )

@@ -1,0 +1,162 @@
+"""Commands of `itl` that train or measure: `quickstart`, `train memory`, `eval`, `bench list`.
+
+See `commands_world`.
+"""
+
+from collections import deque
+from dataclasses import dataclass, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.commands_play import check_slice, people_from
+from benchmarks.commands_world import Source
+from benchmarks.quickstart import QuickstartConfig
+from benchmarks.rollouts import Questions
+from itl_env.dialogue import Style
+from itl_env.episode import Episode, read_episodes, write_episodes
+from itl_env.errors import ConfigError
+from itl_env.recall import Mode, RecallTask, max_queries_of
+from itl_train.memory_config import MemoryConfig
+
+
+def run_quickstart(config: QuickstartConfig) -> None:
+    """Run the whole loop and print its result."""
+    from benchmarks.progress import TrainingProgress
+    from benchmarks.quickstart import quickstart, table
+
+    n_steps = {"in-tool": config.n_steps, "in-weight": config.n_twin_steps}
+    with TrainingProgress(n_steps) as progress:
+        results = quickstart(config, partial(print, flush=True), progress)
+    print(f"\n{table(results)}\n")
+    print(f"{results['seconds']['in all']:.0f} s; see {config.out / 'report.md'}")
+
+
+@dataclass(frozen=True)
+class TrainMemory(MemoryConfig):
+    """Train a small Llama on the expert's episodes: to know facts, or to look them up.
+
+    The folder can be interrupted at any time; the same command goes on.
+    """
+
+    out: Path = Path("runs/memory")  # folder of the run
+    config: str = ""  # YAML file of settings, such as another run's config.yaml; flags override it
+
+
+def run_train_memory(config: TrainMemory) -> None:
+    """Train, and print the recall at the end."""
+    from benchmarks.progress import TrainingProgress
+    from benchmarks.statistics import percent
+    from itl_train.memory import train_memory
+
+    settings = MemoryConfig(
+        **{field.name: getattr(config, field.name) for field in fields(MemoryConfig)}
+    )
+    with TrainingProgress({config.mode: config.n_steps}) as progress:
+        last = train_memory(settings, config.out, partial(progress, config.mode))
+    for who, about in (("seen", "people trained on"), ("unseen", "unseen people")):
+        if f"asked_{who}" in last:
+            recall = percent(last[f"right_{who}"], last[f"asked_{who}"])
+            print(f"step {last['step']:,}: recall {recall} on {about}")
+    print(f"the run is in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Ask a trained model about people of a database, by default those its run did not train on.
+
+    Where the model belongs to a run, what is left out here is taken from its config.yaml.
+    """
+
+    model: tyro.conf.Positional[Path]  # folder of a run or a checkpoint
+    database: str = ""  # URL or SQLite file of the fact database; the run's own by default
+    table: str = ""  # its table of facts; the run's, else people
+    key: str = ""  # the column that holds the names; the run's, else name
+    mode: Literal["", Mode] = ""  # with the database or without; as in the run
+    style: Literal["", Style] = ""  # how calls are written; as in the run
+    start: int = -1  # index of the first person; -1 for the first that the run did not train on
+    n: int = 1000  # how many questions to ask
+    questions: Questions = "one"  # of each person: one attribute in turn, or all of them
+    samples: int = 3  # answers to print
+    temperature: float = 0.0  # 0 takes the likeliest token
+    lanes: int = 256  # episodes side by side
+    seed: int = 0  # drives what is drawn where temperature is above 0
+    out: str = ""  # JSON lines file for the episodes; none by default
+
+    def __post_init__(self) -> None:
+        check_slice(self.n, max(self.start, 0), self.lanes, self.temperature)
+        if self.samples < 0:
+            raise ConfigError(f"samples is {self.samples}; it must not be negative.")
+
+
+def run_eval(config: Eval) -> None:
+    """Print the recall with its interval, and a few answers."""
+    from benchmarks.progress import track
+    from benchmarks.rollouts import (
+        counted,
+        describe,
+        how_many,
+        make_agent,
+        questions,
+        quoted,
+        run_settings,
+    )
+    from itl_agents.agent import rollout
+    from itl_agents.evaluate import RecallCount
+
+    run = run_settings(config.model)
+    url = config.database or run.get("database")
+    if not url:
+        raise ConfigError(f"{config.model} belongs to no run; name a database with --database.")
+    source = Source(
+        database=url,
+        table=config.table or run.get("table", "people"),
+        key=config.key or run.get("key", "name"),
+    )
+    mode = config.mode or run.get("mode", "in-tool")
+    n_trained = run.get("n_people", 0)
+    first = n_trained if config.start < 0 else config.start
+    with source.open() as database:
+        task = RecallTask(
+            database,
+            keys=people_from(database, first),
+            style=config.style or run.get("style", "compact"),
+            max_queries=max_queries_of(mode),
+        )
+        agent = make_agent(str(config.model), task, config.temperature)
+        total = how_many(task, config.questions, config.n)
+        facts = questions(task, config.questions, config.n)
+        count = RecallCount()
+        played = rollout(agent, task, facts, seed=config.seed, lanes=config.lanes)
+        episodes = counted(track(played, "questions", total), count)
+        samples = list(islice(episodes, config.samples)) if not config.out else []
+        if config.out:
+            write_episodes(episodes, config.out)
+            samples = list(islice(read_episodes(config.out), config.samples))
+        else:
+            deque(episodes, maxlen=0)
+    print(f"{agent.name}, {mode}, people from index {first:,}: {describe(count)}")
+    for episode in samples:
+        verdict = "right" if episode.reward == 1.0 else f"wrong, it is {episode.fact.value!r}"
+        print(f"  {episode.messages[0].content}  {quoted(_last_words(episode))}  {verdict}")
+
+
+def _last_words(episode: Episode) -> str:
+    return episode.completions[-1].text
+
+
+@dataclass(frozen=True)
+class BenchList:
+    """List the studies that `itl bench run` knows."""
+
+
+def bench_list(config: BenchList) -> None:
+    """Print every study with its summary."""
+    from benchmarks.cli import STUDIES
+
+    width = max(map(len, STUDIES))
+    for name, study in STUDIES.items():
+        print(f"{name:<{width}}  {study.summary}")
