@@ -246,7 +246,7 @@ def _take_debug(arguments: list[str]) -> tuple[list[str], bool]:
 def without_password(text: str) -> str:
     """The text with the passwords of database addresses in it replaced by ***."""
     text = re.sub(r"(://[^\s:/@]*):\S*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^\s&]*", r"\1***", text)
+    return re.sub(r"(?i)([?&][^\s=&]*password[^\s=&]*=)[^\s&]*", r"\1***", text)
 
 
 def _fail(message: str, status: int) -> int:

@@ -40,7 +40,7 @@ class QuickstartConfig:
     n_unseen: int = 1_000  # of these, people that no model is trained on
     n_memorised: int = 64  # people whose facts the in-weight twin is trained on
     n_steps: int = 1_500  # optimizer steps of the in-tool model
-    n_twin_steps: int = 600  # optimizer steps of the in-weight twin
+    n_twin_steps: int = 900  # optimizer steps of the in-weight twin
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_memorised <= self.n_people - self.n_unseen or self.n_unseen < 1:

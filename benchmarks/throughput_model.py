@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 from transformers.utils import logging
@@ -18,8 +17,15 @@ from itl_agents.render import IGNORED, render_prompt
 from itl_env import Episode, FactDatabase
 from itl_env.dialogue import Style
 from itl_env.episode import Completion
+from itl_env.recall import Mode
 from itl_train.batches import BatchPlan, Dialogues
-from itl_train.memory import MemoryConfig, MemoryRun, expert_dialogues, make_optimizers
+from itl_train.memory import (
+    MemoryConfig,
+    MemoryRun,
+    expert_dialogues,
+    make_optimizers,
+    train_step,
+)
 
 PADDED = 257  # tokens: the fixed row length of the plain loop, enough for every dialogue
 
@@ -152,7 +158,7 @@ def training(
     `torch.optim.AdamW`, no compilation. Same weights, same dialogues, same batches.
     """
     rows = []
-    kinds: dict[str, tuple[Literal["in-tool", "in-weight"], Style]] = {
+    kinds: dict[str, tuple[Mode, Style]] = {
         "in-tool compact": ("in-tool", "compact"),
         "in-tool fenced": ("in-tool", "fenced"),
         "in-weight": ("in-weight", "compact"),
@@ -176,9 +182,7 @@ def _train_race(
     for optimizer in ("adamw", "muon"):
         model = NanoLlama(config.model_config(), seed=config.seed)
         changed = memory_config(Path(config.database), optimizer=optimizer)
-        sides[f"NanoLlama, {optimizer}, {kind}"] = our_step(
-            model, plan, make_optimizers(model, changed)
-        )
+        sides[f"NanoLlama, {optimizer}, {kind}"] = our_step(model, plan, changed)
     save_model(model, folder)
     llama = load_llama(folder).train()
     sides[reference] = plain_step(llama, plan, config.lr)
@@ -206,20 +210,13 @@ def _train_race(
     ]  # fmt: skip
 
 
-def our_step(
-    model: NanoLlama, plan: BatchPlan, optimizers: list[torch.optim.Optimizer]
-) -> Callable[[int], float]:
-    """The step of `itl_train.memory.MemoryRun` without its records."""
+def our_step(model: NanoLlama, plan: BatchPlan, config: MemoryConfig) -> Callable[[int], float]:
+    """The step of `itl_train.memory.MemoryRun` without its records, at full learning rates."""
+    optimizers = make_optimizers(model, config)
+    rates = (config.lr, config.muon_lr)
 
     def step(index: int) -> float:
-        batch = plan.batch(index)
-        logits = model(batch.input_ids, positions=batch.positions)
-        loss = F.cross_entropy(logits, batch.targets)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return train_step(model, optimizers, rates, plan.batch(index))
 
     return step
 

@@ -56,10 +56,20 @@ def parse_url(database: str | os.PathLike[str] | sa.URL) -> sa.URL:
 
 
 def public_url(url: sa.URL) -> str:
-    """The address without any password."""
+    """The address without any password, nor options that hold one such as `sslpassword`."""
+    query = {name: value for name, value in url.query.items() if not _is_secret(name)}
     return sa.URL.create(
-        url.drivername, url.username, None, url.host, url.port, url.database, url.query
+        url.drivername, url.username, None, url.host, url.port, url.database, query
     ).render_as_string()
+
+
+def holds_password(url: sa.URL) -> bool:
+    """Whether the address must not be shown as it is."""
+    return url.password is not None or any(map(_is_secret, url.query))
+
+
+def _is_secret(option: str) -> bool:
+    return "password" in option.lower()
 
 
 def is_sqlite(url: sa.URL) -> bool:
@@ -129,6 +139,11 @@ def memory_engine(connection: sqlite3.Connection) -> sa.Engine:
 
 
 def reason(error: BaseException, url: sa.URL) -> str:
-    """What a driver says, on one line and without the password."""
+    """What a driver says, on one line and without the passwords."""
     message = " ".join(str(getattr(error, "orig", None) or error).split())
-    return message.replace(str(url.password), "***") if url.password else message
+    secrets = [str(url.password or "")]
+    for option, values in url.normalized_query.items():
+        secrets += values if _is_secret(option) else []
+    for secret in filter(None, secrets):
+        message = message.replace(secret, "***")
+    return message

@@ -13,5 +13,5 @@ class DatabaseError(ITLError):
     """A fact database that cannot be opened, or a table that cannot serve as one."""
 
 
-class EnvironmentFailure(ITLError):  # noqa: N818 - the design's name: it is no one's wrong answer
+class EnvironmentFailure(ITLError):  # noqa: N818 - a failure, which is no one's wrong answer
     """The environment itself failed (disk, server, timeout of ours): never scored as an answer."""

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from itl_env.actions import Action, Answer, Query
-from itl_env.connection import parse_url
+from itl_env.connection import holds_password, parse_url
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Dialect, Style
 from itl_env.errors import ConfigError
@@ -69,7 +69,7 @@ def build_task(
     if not isinstance(database, str):
         raise ConfigError(f"database must be a URL or a path as text, not {type(database)}.")
     url = parse_url(database)
-    if url.password is not None or any("password" in name.lower() for name in url.query):
+    if holds_password(url):
         # The spec of an environment holds its arguments, and specs are printed and saved.
         raise ConfigError(
             "The database URL of an environment may not hold a password: leave it out and give it "
@@ -128,10 +128,17 @@ def begin(task: RecallTask, facts: Sequence[Fact], space: UnicodeText) -> list[R
 def draw_facts(task: RecallTask, generators: Sequence[np.random.Generator]) -> list[Fact]:
     """A uniform fact from each generator, read together.
 
-    Of raw bits, since NumPy's distributions may change between versions.
+    Of raw bits, since NumPy's distributions may change between versions. Where reading fails, the
+    generators are as before, so that a second try draws the same facts.
     """
+    states = [generator.bit_generator.state for generator in generators]
     draws = [int(generator.bit_generator.random_raw()) for generator in generators]
-    return task.facts_at([bits * task.n_facts >> 64 for bits in draws])
+    try:
+        return task.facts_at([bits * task.n_facts >> 64 for bits in draws])
+    except BaseException:
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
+        raise
 
 
 def pinned_fact(

@@ -1,6 +1,6 @@
 """Fact recall in many lanes at once: `FactRecallVectorEnv`, which `gymnasium.make_vec` makes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from typing import Any, Self, cast
 
 import numpy as np
@@ -136,13 +136,18 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         for lane in lanes:
             if seeds[lane] is not None:
                 self._generators[lane], self._seeds[lane] = seeding.np_random(seeds[lane])
-        self._ask(lanes, fact)
-        return self._observations(), self._infos(lanes)
+        replies = list(self.replies)
+        self._ask(replies, lanes, fact)
+        self.replies = replies
+        return self._observations(), self._infos(replies, lanes)
 
     def step(
         self, actions: Any
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Play one action in each lane; raises ResetNeeded where one is missing."""
+        """Play one action in each lane; raises ResetNeeded where one is missing.
+
+        A step that raises has changed nothing and can be tried again.
+        """
         n = self.num_envs
         resets: list[int] = []
         if self.autoreset_mode == AutoresetMode.NEXT_STEP:
@@ -151,20 +156,22 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         waiting = set(resets)
         lanes = [i for i in range(n) if i not in waiting] if resets else list(range(n))
         states = [live_state(self.replies[i]) for i in lanes]
+        replies = cast("list[Reply]", list(self.replies))
         for lane, reply in zip(lanes, self._advance(states, lanes, actions), strict=True):
-            self.replies[lane] = reply
-        self._ask(resets)
+            replies[lane] = reply
+        self._ask(replies, resets)
 
-        replies = cast("list[Reply]", self.replies)
         stops = [reply.state.stop_reason for reply in replies]
         rewards = np.array([reply.reward for reply in replies], dtype=np.float64)
         terminated = np.array([stop is StopReason.ANSWERED for stop in stops], dtype=np.bool_)
         truncated = np.array([stop is StopReason.OUT_OF_TURNS for stop in stops], dtype=np.bool_)
         final: dict[str, Any] = {}
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
-            final = self._final(ended := [i for i, stop in enumerate(stops) if stop])
-            self._ask(ended)
-        return self._observations(), rewards, terminated, truncated, self._infos(range(n)) | final
+            final = self._final(replies, ended := [i for i, stop in enumerate(stops) if stop])
+            self._ask(replies, ended)
+        infos = self._infos(replies, range(n)) | final
+        self.replies = list(replies)  # last, after all that can fail
+        return self._observations(), rewards, terminated, truncated, infos
 
     def render(self) -> tuple[str, ...] | None:
         """The dialogue of each lane so far, where `render_mode` is "ansi"."""
@@ -209,14 +216,17 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
             raise ConfigError("options['reset_mask'] must be true for at least one environment.")
         return np.flatnonzero(mask).tolist()
 
-    def _ask(self, lanes: Sequence[int], fact: Fact | None = None) -> None:
+    def _ask(
+        self, replies: MutableSequence[Any], lanes: Sequence[int], fact: Fact | None = None
+    ) -> None:
+        """Put a new question of each lane in its place among the replies."""
         if fact is None:
             facts = draw_facts(self.task, [self._generator(lane) for lane in lanes])
         else:
             facts = [fact] * len(lanes)
-        replies = begin(self.task, facts, self.single_observation_space)
-        for lane, reply in zip(lanes, replies, strict=True):
-            self.replies[lane] = reply
+        questions = begin(self.task, facts, self.single_observation_space)
+        for lane, question in zip(lanes, questions, strict=True):
+            replies[lane] = question
 
     def _advance(self, states: list[State], lanes: list[int], actions: Any) -> list[Reply]:
         raw = not isinstance(actions, Mapping)
@@ -232,13 +242,13 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
     def _observations(self) -> tuple[str, ...]:
         return tuple("" if reply is None else reply.observation for reply in self.replies)
 
-    def _infos(self, lanes: Sequence[int]) -> dict[str, Any]:
+    def _infos(self, replies: Sequence[Reply | None], lanes: Sequence[int]) -> dict[str, Any]:
         """What `VectorEnv._add_info` makes of the infos of `lanes`, column by column."""
         if not lanes:
             return {}
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[lanes] = True
-        chosen = [cast(Reply, self.replies[lane]) for lane in lanes]
+        chosen = [cast(Reply, replies[lane]) for lane in lanes]
 
         def column(values: list[Any]) -> np.ndarray:
             kind = type(values[0]) if type(values[0]) in (int, float) else object
@@ -256,19 +266,19 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         infos = {key: column([get(reply) for reply in chosen]) for key, get in INFO.items()}
         return masked(infos | {"rewards": masked(rewards)})
 
-    def _final(self, ended: list[int]) -> dict[str, Any]:
+    def _final(self, replies: Sequence[Reply], ended: list[int]) -> dict[str, Any]:
         """The last observations and infos of episodes that are reset in the step they end in."""
         if not ended:
             return {}
         observations = np.full(self.num_envs, None, dtype=object)
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         for lane in ended:
-            observations[lane] = cast(Reply, self.replies[lane]).observation
+            observations[lane] = replies[lane].observation
             mask[lane] = True
         return {
             "final_obs": observations,
             "_final_obs": mask,
-            "final_info": self._infos(ended),
+            "final_info": self._infos(replies, ended),
             "_final_info": mask.copy(),
         }
 

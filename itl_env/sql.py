@@ -16,7 +16,6 @@ import math
 import os
 import re
 import sqlite3
-import string
 import threading
 import time
 from collections import Counter
@@ -336,7 +335,7 @@ def _refuse(sql: str, max_length: int) -> None:
         sql.encode()
     except UnicodeEncodeError:
         raise SqlRejected(SqlError.INVALID_TEXT, "the statement holds a lone surrogate") from None
-    tokens = _tokens(sql)
+    tokens, names = _tokens(sql)
     if not tokens or tokens[0] not in ("select", "with"):
         if tokens and tokens[0] in _OTHER_STATEMENTS:
             raise SqlRejected(SqlError.FORBIDDEN, "only a SELECT may be run")
@@ -346,34 +345,41 @@ def _refuse(sql: str, max_length: int) -> None:
     # definition can be used bounds their number.
     definitions = len(_DEFINITION.findall(" ".join(tokens)))
     if "with" in tokens and definitions:
-        uses = max(Counter(token for token in tokens if token not in _PUNCTUATION).values())
+        uses = max(Counter(names).values())
         if uses**definitions > MAX_CTE_EXPANSIONS:
             raise SqlRejected(SqlError.TOO_LARGE, "there are too many uses of WITH tables")
 
 
-def _tokens(sql: str) -> list[str]:
-    """SQLite's tokens in lower case: no comments, names without quotes, strings as names.
+def _tokens(sql: str) -> tuple[list[str], list[str]]:
+    """SQLite's tokens in lower case without comments and quotes, and those that can be names.
 
-    Where this differs from SQLite's tokenizer it splits too often, which counts more and not less.
+    What is delimited otherwise than by SQLite is text that SQLite cannot parse: an unfinished
+    string, a parameter, or a number that runs into a word. Keywords, numbers and strings are among
+    the names, which counts more uses and not less.
     """
-    tokens = []
-    for token in _TOKEN.findall(sql.replace("\ufeff", " ")):
-        if token.startswith(("--", "/*")):
-            continue
-        if len(token) > 1 and token[0] in "'\"`[":
+    tokens, names = [], []
+    for match in _TOKEN.finditer(sql):
+        token = match[0].lower()
+        if match.lastgroup == "quoted":
             token = token[1:-1].replace(token[-1] * 2, token[-1])
-        tokens.append(token.lower())
-    return tokens
+        if match.lastgroup in ("word", "quoted"):
+            names.append(token)
+        if match.lastgroup != "comment":
+            tokens.append(token)
+    return tokens, names
 
 
-# Words, strings, names in quotes and comments as SQLite delimits them, and single characters.
+# As SQLite's tokenizer has it: space is ASCII, all else beyond ASCII belongs to words, and only a
+# byte order mark where a token could begin is space too. (SQLite knows vertical tabs after other
+# space alone, and fails at the rest.) Strings are among the quoted, since SQLite takes them for
+# names where it needs one.
 _TOKEN = re.compile(
-    r"""--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^]]*\]"""
-    r"""|[^\W\d][\w$]*|\S""",
-    re.DOTALL,
+    r"""(?P<comment>--[^\n]*|/\*.*?(?:\*/|\Z))"""
+    r"""|(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^]]*\])"""
+    r"""|(?P<word>(?!\ufeff)[\w$\x80-\U0010ffff]+)|[^\s\ufeff]""",
+    re.ASCII | re.DOTALL,
 )
 _DEFINITION = re.compile(r"(?<!\S)as (?:not )?(?:materialized )?\((?!\S)")
-_PUNCTUATION = frozenset(string.punctuation) - {"_"}
 # fmt: off
 _OTHER_STATEMENTS = frozenset([
     "alter", "analyze", "attach", "begin", "commit", "create", "delete", "detach", "drop",

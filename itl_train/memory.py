@@ -11,7 +11,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,22 @@ from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import RecallTask
-from itl_train.batches import BatchPlan, Dialogues
+from itl_train.batches import Batch, BatchPlan, Dialogues
 from itl_train.checkpoint import checkpoints, keep_last, load_checkpoint, save_checkpoint
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.optim import Muon, warmup_then_linear
 from itl_train.run_folder import RunFolder
 
-__all__ = ["MemoryConfig", "MemoryRun", "Tasks", "expert_dialogues", "train_memory"]
+__all__ = [
+    "MemoryConfig",
+    "MemoryRun",
+    "Tasks",
+    "expert_dialogues",
+    "make_optimizers",
+    "train_memory",
+    "train_step",
+]
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,30 @@ def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.
         others, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
     )
     return [adamw, *muon]
+
+
+def train_step(
+    model: NanoLlama,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rates: Sequence[float],
+    batch: Batch,
+) -> float:
+    """One step of each optimizer at its learning rate; returns the loss before it.
+
+    rates: AdamW's and Muon's; the second is not used where AdamW takes all weights.
+
+    The weights stay as they are if the loss is not finite.
+    """
+    logits = model(batch.input_ids, positions=batch.positions)
+    loss = F.cross_entropy(logits, batch.targets)
+    loss.backward()
+    value = loss.item()
+    if math.isfinite(value):
+        for optimizer, rate in zip(optimizers, rates, strict=False):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return value
 
 
 class MemoryRun:
@@ -213,19 +245,13 @@ class MemoryRun:
         began = time.perf_counter()
         batch = plan.batch(self.step)
         factor = warmup_then_linear(self.step, config.n_steps, config.n_warmup)
-        logits = self.model(batch.input_ids, positions=batch.positions)
-        loss = F.cross_entropy(logits, batch.targets)
-        loss.backward()
-        value = loss.item()
+        rates = (config.lr * factor, config.muon_lr * factor)
+        value = train_step(self.model, self.optimizers, rates, batch)
         if not math.isfinite(value):
             raise ITLError(
                 f"The loss is {value} at step {self.step}; lower lr or muon_lr. "
                 f"The last checkpoint in {self.folder.checkpoints} is intact."
             )
-        for optimizer, rate in zip(self.optimizers, (config.lr, config.muon_lr), strict=False):
-            optimizer.param_groups[0]["lr"] = rate * factor
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._loss_sum += value
         self._loss_steps += 1

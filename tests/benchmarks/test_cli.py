@@ -133,6 +133,18 @@ def test_a_flag_that_is_missing_or_wrong_is_refused(run, world: str) -> None:
 # -- facts -----------------------------------------------------------------------------------
 
 
+def test_a_folder_does_not_shadow_a_built_in_vocabulary(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paper").mkdir()
+    build = ("facts", "build", "--people", 5, "--database", "facts.db", "--replace")
+    assert run(*build)[0] == 0
+    status, _, err = run(*build, "--vocabulary", "./paper")  # a path names the folder
+    assert status == 2
+    assert "paper/first_names.txt" in sentence(err)
+
+
 def test_build_says_what_it_made_and_query_finds_it(run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'facts.db'}"
     status, out, _ = run("facts", "build", "--people", 200, "--database", url, "--seed", 4)
@@ -371,6 +383,12 @@ def test_eval_asks_about_people_the_run_did_not_train_on(run, trained, world, tm
     assert "in-weight, people from index 0" in run("eval", checkpoint, *options)[1]
 
 
+def test_eval_refuses_fewer_than_no_samples(run, trained: Path) -> None:
+    status, _, err = run("eval", trained, "--samples", -1)
+    assert status == 2
+    assert "samples is -1" in err
+
+
 def test_eval_needs_a_model(run, tmp_path: Path, world: str) -> None:
     status, _, err = run("eval", tmp_path, "--database", world)
     assert status == 2
@@ -486,6 +504,7 @@ def test_passwords_are_removed_from_text() -> None:
         "postgresql://ada:hunter2@host/db",
         "see postgresql+psycopg://ada:hun@ter2@host:5/db now",
         "postgresql://host/db?user=ada&password=hunter2&x=1",
+        "postgresql://host/db?sslmode=require&sslpassword=hunter2",
         "postgresql://ada:hunter2@",
     ):
         assert "ter2" not in without_password(text)

@@ -56,6 +56,7 @@ def test_every_part_is_measured(measured):
         "dialogues/s": 6,
     }
     assert len(results["absolutes"]) == 4
+    assert results["absolutes"][-1]["what"].startswith("seconds for 400 expert episodes")
     for row in results["comparisons"]:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["per_s_low"] <= row["per_s"] <= row["per_s_high"]

@@ -555,6 +555,8 @@ def test_servers_that_refuse_are_reported_without_the_password(postgres):
         "postgresql://ann:sesame@host:port/db",
         "postgresql://ann:sesame@127.0.0.1:1/db",
         "postgresql://ann@127.0.0.1:1/db?password=sesame",
+        "postgresql://ann@127.0.0.1:1/db?sslpassword=sesame",
+        "nosuchdatabase://ann@host/db?sslPassword=sesame",
         "nosuchdatabase://ann:sesame@host/db",
         "://sesame",
     ],
@@ -585,6 +587,15 @@ def test_the_password_is_in_the_pickle_and_nowhere_else(postgres, postgres_schem
     assert list(reopened.names()) == list(database.names())
     for each in (database, copy, reopened):
         each.close()
+
+
+def test_a_public_address_holds_no_password_option():
+    url = sa.make_url("postgresql://ann:a@h/d?sslPassword=b&password=c&passfile=f&sslmode=require")
+    assert connection_module.public_url(url) == "postgresql://ann@h/d?passfile=f&sslmode=require"
+    assert connection_module.holds_password(url)
+    assert not connection_module.holds_password(sa.make_url(connection_module.public_url(url)))
+    said = connection_module.reason(ValueError("wrong: bee"), url.set(query={"sslpassword": "bee"}))
+    assert said == "wrong: ***"
 
 
 def test_addresses_are_understood():

@@ -110,6 +110,8 @@ def test_the_same_seed_asks_the_same_fact_and_seeds_differ(url):
 
 def test_a_seed_means_the_same_fact_with_every_version_of_numpy(task):
     class Bits:
+        state = None
+
         def random_raw(self):
             return 2**63
 
@@ -265,7 +267,11 @@ def test_arguments_that_contradict_are_refused(url):
 
 @pytest.mark.parametrize(
     "address",
-    ["postgresql://ann:sesame@host/facts", "postgresql://ann@host/facts?password=sesame"],
+    [
+        "postgresql://ann:sesame@host/facts",
+        "postgresql://ann@host/facts?password=sesame",
+        "postgresql://ann@host/facts?sslpassword=sesame",
+    ],
 )
 def test_passwords_never_enter_specs(address):
     for make in (gymnasium.make, gymnasium.make_vec):
@@ -461,6 +467,49 @@ def test_a_failed_step_can_be_tried_again(url, monkeypatch):
         with pytest.raises(EnvironmentFailure):
             envs.step(actions)
     assert list(envs.step(actions)[0]) == [fact.value for fact in facts]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_a_step_whose_new_questions_fail_can_be_tried_again(url, mode, monkeypatch):
+    ours, theirs = (
+        gymnasium.make_vec(ID, num_envs=3, database=url, autoreset_mode=mode) for _ in range(2)
+    )
+    assert same(ours.reset(seed=4), theirs.reset(seed=4))
+    rng, failures = random.Random(0), 0
+
+    def fail(indices):
+        if len(indices):
+            raise EnvironmentFailure("the disk is gone")
+        return []
+
+    for _ in range(20):
+        actions = batch([random_action(rng, reply.state.fact, ours.task) for reply in ours.replies])
+        before = ours.replies
+        with monkeypatch.context() as patch:
+            patch.setattr(ours.task, "facts_at", fail)
+            try:
+                played = ours.step(actions)
+            except EnvironmentFailure:
+                failures += 1
+                assert ours.replies is before
+                patch.undo()
+                played = ours.step(actions)
+        assert same(played, theirs.step(actions))
+    assert failures > 5
+
+
+def test_a_reset_that_fails_can_be_tried_again(url, monkeypatch):
+    def fail(indices):
+        raise EnvironmentFailure("the disk is gone")
+
+    for make in (gymnasium.make, gymnasium.make_vec):
+        ours, theirs = make(ID, database=url), make(ID, database=url)
+        assert same(ours.reset(seed=4), theirs.reset(seed=4))
+        with monkeypatch.context() as patch:
+            patch.setattr(ours.unwrapped.task, "facts_at", fail)
+            with pytest.raises(EnvironmentFailure):
+                ours.reset()
+        assert same(ours.reset(), theirs.reset())
 
 
 def test_vector_misuse_is_clear(url):

@@ -4,8 +4,11 @@ import hashlib
 import os
 import pickle
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from itl_env.errors import ConfigError, DatabaseError, EnvironmentFailure
-from itl_env.sql import SqlError, SqlGate, SqlRejected, format_rows
+from itl_env.sql import _DEFINITION, SqlError, SqlGate, SqlRejected, _refuse, _tokens, format_rows
 
 DEADLINE_S = 0.2
 SLACK_S = 1.5  # of a busy machine
@@ -103,10 +106,28 @@ CTE_BOMB = "WITH a0 AS (SELECT 1 x)" + "".join(
 )
 NESTED_CTE_BOMB = "SELECT 1"
 for _ in range(12):
-    NESTED_CTE_BOMB = f"WITH a AS\ufeff ({NESTED_CTE_BOMB}) SELECT 1 FROM a,[a],`A`"
+    NESTED_CTE_BOMB = f"WITH a AS \ufeff({NESTED_CTE_BOMB}) SELECT 1 FROM a,[a],`A`"
 QUOTED_CTE_BOMB = 'WITH "b`""0" AS (SELECT 1 x)' + "".join(
     f', "b`""{i}"as/**/(SELECT a.x FROM `b``"{i - 1}`a,[b`"{i - 1}])' for i in range(1, 18)
 )
+
+
+def cte_tower(name: str, uses: int = 15, levels: int = 5) -> str:
+    """WITH tables of one name, each defined by `uses` uses of the one in it."""
+    sql = "SELECT 1"
+    for _ in range(levels):
+        sql = f"WITH {name} AS({sql})SELECT 1 FROM {','.join([name] * uses)}"
+    return sql
+
+
+SPACES = [chr(i) for i in range(0x80, 0x110000) if chr(i).isspace()]
+# Names of which SQLite makes more than Python's idea of words and spaces does.
+ODD_NAMES = ["\u3000", "\xa0", "\u2003\u2003", "\x80", "a\ufeff", "\U0001f600", "\u0301", "a$", "_"]
+QUOTES = ["'{}'", '"{}"', "`{}`", "[{}]"]
+CTE_TOWERS = [
+    *(cte_tower(name) for name in ODD_NAMES),
+    *(cte_tower(quote.format(name)) for quote in QUOTES for name in ("\u3000", ";", "(", " ", "")),
+]
 
 HOSTILE = [
     # writing
@@ -211,6 +232,8 @@ HOSTILE = [
     (CTE_BOMB + " SELECT * FROM a17", "too_large"),
     (NESTED_CTE_BOMB, "too_large"),
     (QUOTED_CTE_BOMB + " SELECT 1", "too_large"),
+    *((sql, "too_large") for sql in CTE_TOWERS),
+    (cte_tower("a").replace(",", " \v,").replace("AS(", "AS \v("), "too_large"),
     # time
     ("WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT max(x) FROM c",
      "forbidden"),
@@ -236,6 +259,66 @@ def test_hostile_statements_are_rejected_in_time_and_leave_no_trace(gate, path):
     assert len(HOSTILE) >= 60
     assert fingerprint(path) == before
     assert gate.run("SELECT city FROM people WHERE id = 7") == [("City 7",)]
+
+
+def counted_uses(sql: str) -> tuple[int, int]:
+    """How often the commonest name is used, and the definitions of WITH tables."""
+    tokens, names = _tokens(sql)
+    return max(Counter(names).values()), len(_DEFINITION.findall(" ".join(tokens)))
+
+
+@given(
+    name=st.text(st.sampled_from([*SPACES, "a", "\ufeff", "\U0001f600"]), min_size=1, max_size=4),
+    quote=st.sampled_from(["{}", *QUOTES]),
+    uses=st.integers(1, 12),
+    levels=st.integers(1, 4),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_name_hides_the_uses_of_a_with_table(name, quote, uses, levels):
+    plain, odd = (cte_tower(each, uses, levels) for each in ("plain", quote.format(name)))
+    try:
+        sqlite3.connect(":memory:").execute(cte_tower(quote.format(name), uses=1, levels=1))
+    except sqlite3.Error:
+        return  # no name to SQLite either
+    counts = zip(counted_uses(odd), counted_uses(plain), strict=True)
+    assert all(count >= expected for count, expected in counts)
+
+
+@pytest.mark.parametrize("char", [*map(chr, range(1, 0x81)), *SPACES, "\ufeff"])
+def test_space_is_what_sqlite_takes_for_space(char):
+    try:
+        names = sqlite3.connect(":memory:").execute(f"SELECT 1 AS {char}x").description
+    except sqlite3.Error:
+        names = [["?"]]
+    assert (names[0][0] == "x") == (_tokens(f"SELECT 1 AS {char}x")[0][3:] == ["x"])
+
+
+def test_hostile_with_tables_take_no_memory(path, require):
+    require(Path("/proc/self/status").exists(), "there is no /proc to read peak memory from")
+    code = """if True:
+        import re, sys
+        from itl_env.sql import SqlGate, SqlRejected
+        def peak():
+            return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+        with SqlGate(sys.argv[1], tables=["people"]) as gate:
+            gate.run("SELECT count(*) FROM people")
+            before = peak()
+            for sql in sys.argv[2:]:
+                try:
+                    gate.run(sql)
+                except SqlRejected:
+                    pass
+            print(peak() - before)
+    """
+    chain = "WITH a AS (SELECT 1)"
+    for name, below in ("ba", "cb", "dc"):
+        chain += f", {name} AS (SELECT 1 FROM {','.join(below * 9)})"
+    chain += f" SELECT 1 FROM {','.join('d' * 9)}"
+    _refuse(chain, 1000)  # as much as is let through
+    bombs = [*CTE_TOWERS, chain]
+    child = [sys.executable, "-c", code, str(path), *bombs]
+    shown = subprocess.run(child, capture_output=True, text=True, check=True)
+    assert int(shown.stdout) < 64 * 1024
 
 
 PIECES = """SELECT FROM WHERE people secrets name city * , ( ) = 'Person 1' ; -- /* */ UNION ALL
