@@ -46,6 +46,12 @@ STUDIES = {
         "benchmarks.throughput:ThroughputConfig",
         "benchmarks.throughput:throughput",
     ),
+    "quickstart-seeds": Command(
+        "the quickstart over five seeds: is its result one lucky run?",
+        "benchmarks.quickstart_seeds:QuickstartSeedsConfig",
+        "benchmarks.quickstart_seeds:quickstart_seeds",
+        resumes=True,
+    ),
 }
 
 COMMANDS = {

@@ -1,6 +1,5 @@
 """What a table must be to serve as a set of facts; all is checked once, when it is opened."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,12 +116,7 @@ def _indexes(
     automatic = {"include_auto_indexes": True} if inspector.dialect.name == "sqlite" else {}
     ordinary: Indexes = []
     # SQLite keeps a UNIQUE that is written behind a column as an index of its own making.
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Skipped unsupported reflection of expression", sa.exc.SAWarning
-        )
-        indexes = inspector.get_indexes(name, schema, **automatic)
-    for index in indexes:
+    for index in inspector.get_indexes(name, schema, **automatic):
         options = index.get("dialect_options", {})
         if not any(option.endswith("_where") for option in options):
             (unique if index["unique"] else ordinary).append(list(index["column_names"]))
