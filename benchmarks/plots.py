@@ -53,7 +53,7 @@ def _recall_bars(axes: Axes, results: dict[str, Any]) -> None:
         )
         axes.annotate(
             f"{recall:.1f}%",
-            (place, recall + above),
+            (place, max(recall + above, 100 * guess["recall"])),
             xytext=(0, 3),
             textcoords="offset points",
             ha="center",
@@ -63,9 +63,15 @@ def _recall_bars(axes: Axes, results: dict[str, Any]) -> None:
         ticks.append(f"{n:,} people\n{about}")
     axes.axhline(100 * guess["recall"], color=CHANCE, lw=1, ls="--", zorder=0)
     axes.annotate(
-        "guessing", (1.5, 100 * guess["recall"]), xytext=(0, 2), textcoords="offset points",
-        ha="center", va="bottom", fontsize=8, color=CHANCE,
-    )  # fmt: skip
+        "guessing",
+        (1, 100 * guess["recall"]),
+        xycoords=("axes fraction", "data"),
+        xytext=(2, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=CHANCE,
+    )
     axes.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 25))

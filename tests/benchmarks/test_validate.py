@@ -57,8 +57,8 @@ def countries(
     with engine.begin() as connection:
         connection.exec_driver_sql(
             f"CREATE TABLE {table} (geonameid INTEGER PRIMARY KEY, "
-            "name VARCHAR(80) NOT NULL UNIQUE, iso3 VARCHAR(3) NOT NULL, continentcode VARCHAR(2), capital TEXT, "
-            "population BIGINT, neighbours TEXT)"
+            "name VARCHAR(80) NOT NULL UNIQUE, iso3 VARCHAR(3) NOT NULL, "
+            "continentcode VARCHAR(2), capital TEXT, population BIGINT, neighbours TEXT)"
         )
         connection.execute(
             sa.text(

@@ -1,0 +1,31 @@
+"""The README's examples run as they stand, and what it links to is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out.split()[-2:] == ["1.0", "True"]
+    assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 3200
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_first_command_installs_and_runs_the_main_job() -> None:
+    first = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)[0]
+    assert "pip install -c constraints.txt -e ." in first
+    assert first.strip().endswith("itl quickstart")
