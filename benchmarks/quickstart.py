@@ -265,8 +265,8 @@ Two small Llamas of one shape ({results["parameters"]["in-tool"]:,} parameters).
 query a database about {n_trained:,} people, its in-weight twin to answer from its weights about
 {config["n_memorised"]}. Both were then asked about {config["n_unseen"]:,} people they had never
 seen, who stand in the database. A fact holds {results["bits_per_fact"]:.2f} bits; guessing is
-always answering the most frequent value. Intervals are Wilson's, at 95%, clustered by person where a person is asked more
-than once.
+always answering the most frequent value. Intervals are Wilson's, at 95%, clustered by person
+where a person is asked more than once.
 
 Seed {config["seed"]}; last checkpoint; {len(ATTRIBUTES)} attributes.
 
