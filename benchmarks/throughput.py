@@ -61,8 +61,8 @@ SIZES = {
         batch_size=8, train_steps=1,
     ),
     "laptop": Sizes(
-        rounds=5, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
-        n_bulk=1_000_000, bulk_rounds=3, n_questions=256, model_steps=400, max_new_tokens=160,
+        rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
+        n_bulk=1_000_000, bulk_rounds=2, n_questions=256, model_steps=400, max_new_tokens=160,
         n_dialogue_people=5_000, batch_size=128, train_steps=2,
     ),
 }  # fmt: skip
