@@ -78,6 +78,8 @@ def quickstart(
     """
     from itl_train.memory import MemoryRun  # torch is loaded only when the work begins
 
+    if (config.out / "results.json").exists():
+        return finished_results(config, say)
     make_folder(config.out)
     clock = StageClock(config.out / "seconds.json")
     with clock("make the database"):
@@ -145,6 +147,23 @@ class StageClock:
             taken = self.seconds.get(stage, 0.0) + time.perf_counter() - began
             self.seconds[stage] = round(taken, 1)
             write_text(self.file, json.dumps(self.seconds))
+
+
+def finished_results(config: QuickstartConfig, say: Say) -> dict[str, Any]:
+    """The results of a finished run, which is not run again.
+
+    Raises ConfigError if the folder holds the run of another configuration.
+    """
+    results = json.loads((config.out / "results.json").read_text(encoding="utf-8"))
+    for name, value in vars(config).items():
+        there = results["config"][name]
+        if name != "out" and there != value:
+            raise ConfigError(
+                f"{config.out} holds a run with {name}={there!r}, not {value!r}; "
+                "choose another folder, or remove it."
+            )
+    say(f"{config.out} is finished; remove it to run again")
+    return dict(results)
 
 
 def make_folder(path: Path) -> None:
