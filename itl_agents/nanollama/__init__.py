@@ -1,7 +1,7 @@
 """NanoLlama: a small Llama from scratch, its tokenizer, generation and agent."""
 
 from itl_agents.nanollama.agent import NanoLlamaAgent
-from itl_agents.nanollama.generate import Generated, generate
+from itl_agents.nanollama.generate import Generated, TurnMemory, generate
 from itl_agents.nanollama.model import NanoLlama, NanoLlamaConfig, load_model, save_model
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 
@@ -11,6 +11,7 @@ __all__ = [
     "NanoLlama",
     "NanoLlamaAgent",
     "NanoLlamaConfig",
+    "TurnMemory",
     "generate",
     "load_model",
     "save_model",

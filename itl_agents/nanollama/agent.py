@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from itl_agents.agent import Conversation
-from itl_agents.nanollama.generate import Generated, generate
+from itl_agents.nanollama.generate import Generated, TurnMemory, generate
 from itl_agents.nanollama.model import NanoLlama
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import DialogueTokenizer, render_prompt
@@ -34,6 +34,7 @@ class NanoLlamaAgent:
         self.name = name
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
+        self._memory = TurnMemory(after=(self.tokenizer.database_id,))
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `Agent.respond`."""
@@ -49,6 +50,7 @@ class NanoLlamaAgent:
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seeds=[conversations[lane].seed for lane in fitting],
+            memory=self._memory,
         )
         completions = [Completion("", None, "error")] * len(prompts)
         for lane, new in zip(fitting, written, strict=True):

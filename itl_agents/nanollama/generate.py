@@ -11,11 +11,55 @@ from itl_agents.nanollama.model import KVCache, NanoLlama
 from itl_env import streams
 
 
+ROOM = 32
+"""Tokens by which a cache grows."""
+
+
 class Generated(NamedTuple):
     """New ids of one prompt, with the stop id if it was reached, and whether it was."""
 
     token_ids: list[int]
     stopped: bool
+
+
+class TurnMemory:
+    """Keys and values of the last turns, so that a dialogue's next turn reads only what is new.
+
+    after: the ids that end a turn after which a dialogue goes on, such as the mark of a call. The
+        prompt of the next turn then begins with the tokens of this one and that id.
+
+    `generate` takes from it what it can and leaves the turns of its own call. Nothing is found once
+    the weights have changed, and whatever is not found is read again.
+    """
+
+    def __init__(self, after: Sequence[int]) -> None:
+        self.after = tuple(after)
+        self._places: dict[tuple[int, ...], _Place] = {}
+        self._weights: tuple[tuple[int, int], ...] = ()
+
+    def take(self, model: NanoLlama, prompts: Sequence[Sequence[int]]) -> "list[_Place | None]":
+        """Where the beginning of each prompt is, if it is known; all is forgotten here."""
+        places = self._places if self._weights == _version(model) else {}
+        self._places, self._weights = {}, _version(model)
+        return [places.get(self._beginning(prompt)) for prompt in prompts] if places else []
+
+    def put(self, sequences: Sequence[tuple[int, ...]], block: KVCache) -> None:
+        """Remember each row of `block` as what was computed for its sequence."""
+        self._places.update((ids, _Place(block, row)) for row, ids in enumerate(sequences))
+
+    def _beginning(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """All before the end of the last turn."""
+        for place in range(len(prompt) - 1, -1, -1):
+            if prompt[place] in self.after:
+                return tuple(prompt[:place])
+        return ()
+
+
+class _Place(NamedTuple):
+    """A row of a cache."""
+
+    block: KVCache
+    row: int
 
 
 @torch.inference_mode()
@@ -27,6 +71,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
+    memory: TurnMemory | None = None,
 ) -> list[Generated]:
     """Continue each prompt until it writes one of `stop_ids`, `max_new_tokens` ids, or as many as
     fit into the model's `max_length` tokens.
@@ -34,6 +79,7 @@ def generate(
     temperature: 0 takes the likeliest id; above 0 ids are drawn from softmax(logits / temperature)
         with randomness that depends on the row's seed alone.
     seeds: one for each prompt; needed when temperature is above 0.
+    memory: what the same model read and wrote in the turns before these.
 
     Raises ValueError for an empty prompt, one that leaves no room for a new token, or missing
     seeds.
@@ -50,25 +96,19 @@ def generate(
         )
     if temperature > 0 and seeds is None:
         raise ValueError("Sampling needs one seed for each prompt.")
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = torch.tensor(prompt)
-    ids, lengths = ids.to(device), lengths.to(device)
     noise = None if temperature <= 0 else _Gumbel(seeds or (), model.config.vocabulary_size)
 
-    limits = (max_length - lengths).clamp_max(max_new_tokens)
+    limits = (max_length - lengths).clamp_max(max_new_tokens).to(device)
     longest = int(limits.max())
-    capacity = min(ids.shape[1] + longest, max_length)
-    cache = KVCache(model.config, len(prompts), capacity, model.embedding)
-    last = torch.arange(len(prompts), device=device) * ids.shape[1] + lengths - 1
-    logits = model(ids, cache, positions=last)
-    cache.lengths += lengths
+    logits, cache = _read(model, prompts, memory)
 
     stops = torch.tensor(list(stop_ids), device=device)
+    going_on = torch.tensor(memory.after if memory else (), dtype=torch.long, device=device)
     written = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
     counts = limits.clone()
     live = torch.arange(len(prompts), device=device)  # the prompt that each row of the cache serves
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)  # by row of the cache
+    left: list[tuple[Tensor, KVCache]] = []  # prompts whose dialogue will go on, and their rows
     for step in range(longest):
         if noise is not None:
             logits = logits / temperature + noise(live, step).to(logits)
@@ -78,19 +118,58 @@ def generate(
         counts[live[ending]] = step + 1
         ended |= ending
         n_ended = int(ended.sum())
-        if n_ended == len(live):
-            break
         # Leaving costs a copy of the cache, so rows leave an eighth of the batch at a time.
         if n_ended * 8 >= len(live):
+            last = written[live, counts[live] - 1]
+            rows = (ended & torch.isin(last, going_on)).nonzero()[:, 0]
+            if len(rows):
+                # The last id was written, but not read.
+                held = lengths.to(device)[live[rows]] + counts[live[rows]] - 1
+                left.append((live[rows], cache.take(rows, held)))
+            if n_ended == len(live):
+                break
             stay = (~ended).nonzero()[:, 0]
             live, new, ended = live[stay], new[stay], ended[stay]
             cache.keep(stay)
+        if int(cache.lengths.max()) == cache.capacity:
+            cache.reserve(cache.capacity + ROOM)
         logits = model(new[:, None], cache)[:, 0]
-        # A row that has ended waits at its last place, which always exists.
-        cache.lengths = (cache.lengths + 1).clamp_max(capacity - 1)
-    rows = zip(written.tolist(), counts.tolist(), strict=True)
+        cache.lengths += 1
+    ids = [row[:n] for row, n in zip(written.tolist(), counts.tolist(), strict=True)]
+    if memory is not None:
+        for rows, block in left:
+            memory.put([(*prompts[row], *ids[row][:-1]) for row in rows.tolist()], block)
     stopping = set(stop_ids)
-    return [Generated(row[:n], row[n - 1] in stopping) for row, n in rows]
+    return [Generated(new, new[-1] in stopping) for new in ids]
+
+
+def _read(
+    model: NanoLlama, prompts: Sequence[Sequence[int]], memory: TurnMemory | None
+) -> tuple[Tensor, KVCache]:
+    """Logits (batch, vocabulary) after each prompt, and a cache that holds the prompts."""
+    device = model.embedding.device
+    places = (memory.take(model, prompts) if memory else []) or [None] * len(prompts)
+    known = [0 if place is None else int(place.block.lengths[place.row]) for place in places]
+    new = [prompt[n:] for prompt, n in zip(prompts, known, strict=True)]
+    width = max(map(len, new))
+    ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in new], device=device)
+    # Padding is written behind each row as well, so there must be room for it.
+    capacity = max(known) + width + ROOM
+    cache = KVCache(model.config, len(prompts), capacity, model.embedding)
+    for block in {id(place.block): place.block for place in places if place}.values():
+        rows = [row for row, place in enumerate(places) if place and place.block is block]
+        sources = [place.row for place in places if place and place.block is block]
+        cache.put(rows, block, sources)
+    n_new = torch.tensor([len(prompt) for prompt in new], device=device)
+    last = torch.arange(len(prompts), device=device) * width + n_new - 1
+    logits = model(ids, cache, positions=last)
+    cache.lengths += n_new
+    return logits, cache
+
+
+def _version(model: NanoLlama) -> tuple[tuple[int, int], ...]:
+    """Changes with every change of the weights."""
+    return tuple((id(weights), weights._version) for weights in model.parameters())
 
 
 class _Gumbel:

@@ -9,10 +9,12 @@ Its files are Hugging Face Llama files: `transformers.AutoModelForCausalLM.from_
 gives the same logits.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -80,22 +82,60 @@ class KVCache:
 
     Rows of a batch may hold different numbers of tokens: `lengths` (batch,) counts them. Keys lie
     at their positions; what lies at and beyond a row's length is never attended to.
+
+    layers: keys and values of each, (batch, capacity, heads, d_head). A row is one stretch of
+        memory, so that rows are copied several times faster than from one tensor for all.
     """
 
     def __init__(self, config: NanoLlamaConfig, batch: int, capacity: int, like: Tensor) -> None:
-        shape = (config.n_layers, 2, batch, config.kv_heads, capacity, config.d_head)
-        self.memory = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        shape = (batch, capacity, config.kv_heads, config.d_head)
+        self.layers = [
+            (like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.n_layers)
+        ]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
 
     @property
     def capacity(self) -> int:
         """Tokens a row can hold."""
-        return self.memory.shape[4]
+        return self.layers[0][0].shape[1]
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for `capacity` tokens in each row."""
+        more = capacity - self.capacity
+        if more > 0:
+            self.layers = [
+                (F.pad(k, (0, 0, 0, 0, 0, more)), F.pad(v, (0, 0, 0, 0, 0, more)))
+                for k, v in self.layers
+            ]
+
+    def take(self, rows: Tensor, lengths: Tensor) -> "KVCache":
+        """A copy of the first `lengths` tokens of these rows (indices), in this order."""
+        taken = copy.copy(self)
+        taken.layers = [
+            (_rows(k, rows, int(lengths.max())), _rows(v, rows, int(lengths.max())))
+            for k, v in self.layers
+        ]
+        taken.lengths = lengths
+        return taken
+
+    def put(self, rows: list[int], other: "KVCache", sources: list[int]) -> None:
+        """Write the rows `sources` of another cache into `rows` of this one."""
+        for ours, theirs in zip(self.layers, other.layers, strict=True):
+            for to, of in zip(ours, theirs, strict=True):
+                to[rows, : of.shape[1]] = of[sources]
+        self.lengths[rows] = other.lengths[sources]
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows (indices), in this order."""
-        self.memory = self.memory[:, :, rows]
+        capacity = self.capacity
+        self.layers = [(_rows(k, rows, capacity), _rows(v, rows, capacity)) for k, v in self.layers]
         self.lengths = self.lengths[rows]
+
+
+def _rows(memory: Tensor, rows: Tensor, n_tokens: int) -> Tensor:
+    """A copy of the first tokens of some rows of memory (batch, capacity, heads, d_head)."""
+    flat = memory.flatten(1)[:, : n_tokens * memory[0, 0].numel()]
+    return flat.index_select(0, rows).view(-1, n_tokens, *memory.shape[2:])
 
 
 class Block(nn.Module):
@@ -112,38 +152,63 @@ class Block(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(2 * config.hidden_width, d))  # gate, up stacked
         self.down = nn.Parameter(torch.empty(d, config.hidden_width))
 
-    def attend(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], memory: Tensor | None, seen: Tensor | None
-    ) -> Tensor:
+    def attend(self, x: Tensor, angles: tuple[Tensor, Tensor], past: "Past | None") -> Tensor:
         """Attention's addition to the residual stream x (batch, seq, d)."""
         config = self.config
         batch, seq, d = x.shape
-        h = F.rms_norm(x, (d,), self.attention_norm, config.norm_epsilon)
-        heads = F.linear(h, self.qkv).view(batch, seq, -1, config.d_head)
+        h = normalise(x, config.norm_epsilon)
+        heads = F.linear(h, self.qkv * self.attention_norm).view(batch, seq, -1, config.d_head)
         # Queries and keys turn by the same angles, so they are rotated as one tensor.
         turning, v = heads.split((config.n_heads + config.kv_heads, config.kv_heads), dim=2)
         q, k = rotate(turning, *angles).split((config.n_heads, config.kv_heads), dim=2)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if memory is not None:
-            assert seen is not None
-            k, v = _remember(memory, k, v, seen)
-        mask = None if seen is None else _visible(seen, seq, k.shape[2])
+        if past is not None:
+            k, v = past.extend(k, v)
         out = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=mask is None,
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=None if past is None else past.mask,
+            is_causal=past is None,
             enable_gqa=config.kv_heads != config.n_heads,
         )
         return F.linear(out.transpose(1, 2).reshape(batch, seq, d), self.out)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward's addition to the residual stream x (batch, seq, d)."""
-        d = x.shape[-1]
-        h = F.rms_norm(x, (d,), self.mlp_norm, self.config.norm_epsilon)
-        gate, up = F.linear(h, self.gate_up).chunk(2, dim=-1)
+        h = normalise(x, self.config.norm_epsilon)
+        gate, up = F.linear(h, self.gate_up * self.mlp_norm).chunk(2, dim=-1)
         return F.linear(F.silu(gate) * up, self.down)
+
+
+def normalise(x: Tensor, epsilon: float) -> Tensor:
+    """x (..., d) over its root mean square, without a gain.
+
+    Gains scale the columns of the matrix that comes next: that product is over d^2 numbers, not
+    over every token.
+    """
+    if x.device.type == "cpu":
+        normalised: Tensor = _Normalise.apply(x, epsilon)  # type: ignore[no-untyped-call]
+        return normalised
+    return F.rms_norm(x, x.shape[-1:], None, epsilon)
+
+
+class _Normalise(torch.autograd.Function):
+    """`F.rms_norm` in a third of its passes over memory; torch has no fused kernel for the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(epsilon).rsqrt_()
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        # dL/dx = scale (g - y <g, y> / d), for d(scale)/dx = -scale^2 y / d.
+        y, scale = ctx.saved_tensors
+        along = torch.linalg.vecdot(gradient, y)[..., None].div_(-y.shape[-1])
+        return torch.addcmul(gradient, y, along).mul_(scale), None
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -155,21 +220,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
 
 
-def _remember(memory: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Write k, v (batch, heads, seq, d_head) behind the `seen` tokens; return all that is held."""
-    seq = k.shape[2]
-    rows = torch.arange(len(seen), device=seen.device)[:, None]
-    places = seen[:, None] + torch.arange(seq, device=seen.device)
-    memory[0][rows, :, places] = k.transpose(1, 2)
-    memory[1][rows, :, places] = v.transpose(1, 2)
-    held = int(seen.max()) + seq
-    return memory[0, :, :, :held], memory[1, :, :, :held]
+class Past(NamedTuple):
+    """What one layer's attention sees of earlier tokens.
+
+    keys, values: the cache of the layer. rows, places: where the new tokens go, (batch, 1) and
+    (batch, seq). mask: (batch, 1, seq, held), 0 where a new token may look and -inf elsewhere.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+    places: Tensor
+    mask: Tensor
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k, v (batch, seq, heads, d_head) to their places; return all that is held."""
+        self.keys[self.rows, self.places] = k
+        self.values[self.rows, self.places] = v
+        held = self.mask.shape[-1]
+        return self.keys[:, :held], self.values[:, :held]
 
 
-def _visible(seen: Tensor, seq: int, held: int) -> Tensor:
-    """(batch, 1, seq, held): whether a new token may look at a held one."""
-    last = seen[:, None] + torch.arange(seq, device=seen.device)
-    return torch.arange(held, device=seen.device) <= last[:, None, :, None]
+def _pasts(cache: KVCache, places: Tensor) -> list[Past]:
+    """The past of each layer for new tokens at `places` (batch, seq)."""
+    batch, seq = places.shape
+    rows = torch.arange(batch, device=places.device)[:, None]
+    held = torch.arange(int(cache.lengths.max()) + seq, device=places.device)
+    hidden = held > places[:, None, :, None]
+    like = cache.layers[0][0]
+    mask = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+    return [Past(keys, values, rows, places, mask) for keys, values in cache.layers]
 
 
 class NanoLlama(nn.Module):
@@ -216,22 +296,22 @@ class NanoLlama(nn.Module):
         positions: flat indices into (batch * seq); only these get logits, (len(positions), vocab).
         """
         seq = ids.shape[1]
-        seen = memory = None
+        pasts: list[Past] | None = None
         if cache is None:
             angles = (self.cos[:, :seq], self.sin[:, :seq])
         else:
-            seen, memory = cache.lengths, cache.memory
-            places = seen[:, None] + torch.arange(seq, device=ids.device)
+            places = cache.lengths[:, None] + torch.arange(seq, device=ids.device)
+            pasts = _pasts(cache, places)
+            places = places.clamp_max(self.config.max_length - 1)  # beyond it lies padding
             angles = (self.cos[0, places], self.sin[0, places])
         x = F.embedding(ids, self.embedding)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = x + block.attend(x, angles, None if memory is None else memory[layer], seen)
+            x = x + block.attend(x, angles, None if pasts is None else pasts[layer])
             if positions is not None and layer == self.config.n_layers - 1:
                 x = x.flatten(0, 1)[positions]  # what follows is needed nowhere else
             x = x + block.feed_forward(x)
-        h = F.rms_norm(x, (x.shape[-1],), self.norm, self.config.norm_epsilon)
-        return F.linear(h, self.head)
+        return F.linear(normalise(x, self.config.norm_epsilon), self.head * self.norm)
 
 
 def _angles(config: NanoLlamaConfig) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
 """NanoLlama against transformers' Llama, an independent implementation of the same equations."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from itl_agents.nanollama import (
     ByteTokenizer,
     NanoLlama,
     NanoLlamaConfig,
+    TurnMemory,
     generate,
     load_model,
     save_model,
@@ -26,7 +29,7 @@ CONFIGS = [
 ]
 
 
-def prompts(seed: int, lengths: list[int]) -> list[list[int]]:
+def prompts(seed: int, lengths: Sequence[int]) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 260, (n,), generator=generator).tolist() for n in lengths]
 
@@ -108,6 +111,51 @@ def test_batched_generation_equals_one_by_one(temperature: float) -> None:
     assert together == alone
     lengths = {len(new.token_ids) for new in together}
     assert len(lengths) > 1, "rows should leave at different times for this to test anything"
+
+
+def next_turns(model: NanoLlama, after: TurnMemory) -> list[list[int]]:
+    """Prompts of second turns: rows that ended with an id of `after`, and what came back."""
+    rows = prompts(4, [3, 40, 12, 12, 25, 1, 9, 30])
+    first = generate(model, rows, stop_ids=(7, 60, 130), max_new_tokens=40, memory=after)
+    going_on = [place for place, new in enumerate(first) if new.token_ids[-1] in after.after]
+    assert len(going_on) > 2, "dialogues should go on for this to test anything"
+    replies = prompts(5, range(2, 2 + len(going_on)))
+    return [
+        [*rows[place], *first[place].token_ids, *reply]
+        for place, reply in zip(going_on, replies, strict=True)
+    ]
+
+
+def test_a_next_turn_reads_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = NanoLlama(CONFIGS[1], seed=1)
+    memory = TurnMemory(after=(7, 60, 130))
+    second = [*next_turns(model, memory), *prompts(6, [20])]  # the last one is of a new dialogue
+    read: list[int] = []
+    forward = NanoLlama.forward
+
+    def spy(self: NanoLlama, ids: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        read.append(ids.shape[1])
+        return forward(self, ids, *rest, **more)
+
+    monkeypatch.setattr(NanoLlama, "forward", spy)
+    arguments = {"stop_ids": (7,), "max_new_tokens": 30}
+    with_memory = generate(model, second, memory=memory, **arguments)
+    assert read[0] == 20, "the new dialogue is the longest thing to read"
+    read.clear()
+    assert with_memory == generate(model, second, **arguments)
+    assert read[0] == max(map(len, second)) > 20
+
+
+def test_other_weights_remember_nothing() -> None:
+    model = NanoLlama(CONFIGS[1], seed=1)
+    memory = TurnMemory(after=(7, 60, 130))
+    second = next_turns(model, memory)
+    with torch.no_grad():
+        model.embedding += 0.3
+    arguments = {"stop_ids": (7,), "max_new_tokens": 30}
+    assert generate(model, second, memory=memory, **arguments) == generate(
+        model, second, **arguments
+    )
 
 
 def test_greedy_generation_equals_that_of_transformers(tmp_path: Path) -> None:
