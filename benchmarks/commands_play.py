@@ -127,10 +127,11 @@ def run_show(config: Show) -> None:
     colours = config.color == "always" or (
         config.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     )
-    stop = config.index + config.n
-    episodes = list(islice(read_episodes(config.file), config.index, stop))
+    read = read_episodes(config.file)
+    n_before = sum(1 for _ in islice(read, config.index))
+    episodes = list(islice(read, config.n))
     if not episodes:
-        raise ITLError(f"{config.file} has no episode {config.index}.")
+        raise ITLError(f"{config.file} holds {n_before:,} episodes, so none at {config.index:,}.")
     tokenizer = ByteTokenizer()
     mark = "\033[32mgreen\033[0m" if colours else "[brackets]"
     print(f"What is trained is in {mark}.")

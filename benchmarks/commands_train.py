@@ -25,12 +25,12 @@ from itl_train.memory_config import MemoryConfig
 
 def run_quickstart(config: QuickstartConfig) -> None:
     """Run the whole loop and print its result."""
-    from benchmarks.progress import TrainingProgress
+    from benchmarks.progress import TrainingProgress, track
     from benchmarks.quickstart import quickstart, table
 
     n_steps = {"in-tool": config.n_steps, "in-weight": config.n_twin_steps}
     with TrainingProgress(n_steps) as progress:
-        results = quickstart(config, partial(print, flush=True), progress)
+        results = quickstart(config, partial(print, flush=True), progress, track)
     print(f"\n{table(results)}\n")
     print(f"{results['seconds']['in all']:.0f} s; see {config.out / 'report.md'}")
 
@@ -98,6 +98,7 @@ def run_eval(config: Eval) -> None:
     from benchmarks.rollouts import (
         counted,
         describe,
+        find_checkpoint,
         how_many,
         make_agent,
         questions,
@@ -107,6 +108,7 @@ def run_eval(config: Eval) -> None:
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
 
+    find_checkpoint(config.model)  # if there is none, that is what is wrong
     run = run_settings(config.model)
     url = config.database or run.get("database")
     if not url:

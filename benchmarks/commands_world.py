@@ -51,6 +51,10 @@ class FactsBuild:
     table: str = "people"  # the table to make
     replace: bool = False  # drop a table of that name first
 
+    def __post_init__(self) -> None:
+        if self.people < 1:
+            raise ConfigError(f"people is {self.people}; it must be at least 1.")
+
 
 def facts_build(config: FactsBuild) -> None:
     """Make the database and print how much it holds."""

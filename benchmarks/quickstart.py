@@ -9,7 +9,7 @@ have never seen, who stand in the same database.
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.machine import machine
 from benchmarks.statistics import clustered_wilson, interval
 from itl_env.database import FactDatabase
+from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import ATTRIBUTES, people, world_entropy
 from itl_env.files import write_text
@@ -32,7 +33,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """What `itl quickstart` runs."""
+    """Run the whole loop: a database, two small models trained on it, questions, a figure.
+
+    Ctrl-C leaves a folder from which the same command goes on.
+    """
 
     out: Path = Path("runs/quickstart")  # folder for the database, the runs and the report
     seed: int = 0  # drives world, initialisation and data order
@@ -64,68 +68,103 @@ class Row:
     recall_high: float
 
 
+Track = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
+
+
 def quickstart(
     config: QuickstartConfig,
     say: Say = print,
     on_metrics: Callable[[str, dict[str, Any]], None] = lambda run, row: None,
+    track: Track = lambda episodes, label, total: episodes,
 ) -> dict[str, Any]:
     """Run the whole loop, or the rest of it; returns what `results.json` holds.
 
     say: told each stage in a line.
     on_metrics: called with the name of the run and each of its metrics.
+    track: hands on the episodes of each evaluation, given its name and their number.
 
-    Ctrl-C leaves a folder from which the same command goes on.
+    Ctrl-C leaves a folder from which the same command goes on. Raises ConfigError if the folder
+    holds something else, or a run of another configuration.
     """
-    from itl_train.memory import MemoryRun  # torch is loaded only when the work begins
+    from itl_train.run_folder import begin
 
-    if (config.out / "results.json").exists():
-        return finished_results(config, say)
-    make_folder(config.out)
+    settings = {name: value for name, value in vars(config).items() if name != "out"}
+    begin(config.out, settings)
+    finished = config.out / "results.json"
+    if finished.exists():
+        say(f"{config.out} is finished; remove it to run again")
+        return dict(json.loads(finished.read_text(encoding="utf-8")))
+
     clock = StageClock(config.out / "seconds.json")
     with clock("make the database"):
         url = make_world(config, say)
     with clock("validate"):
         validate_world(url, say)
-
-    rows: list[Row] = []
-    curves: dict[str, list[dict[str, Any]]] = {}
-    parameters: dict[str, int] = {}
-    for name, run_config in run_configs(config, url).items():
-        with clock(f"train {name}"):
-            run = MemoryRun(run_config, config.out / name)
-            parameters[name] = run.model.config.n_parameters
-            say(
-                f"{name}: {parameters[name]:,} parameters, trained on {run_config.n_people:,} "
-                f"people for {run_config.n_steps:,} steps"
-                + (f", from step {run.step:,}" if run.step else "")
-            )
-            run.train(partial(on_metrics, name))
-        curves[name] = run.folder.rows()
-        with clock(f"ask {name}"):
-            for asked_about, task, n in (
-                ("trained on", run.tasks.seen, min(run_config.n_people, 1_000)),
-                ("never seen", unseen_task(config, run_config), config.n_unseen),
-            ):
-                rows.append(ask(name, asked_about, run.agent(), task, n))
-                last = rows[-1]
-                recall = interval(last.recall, last.recall_low, last.recall_high)
-                say(f"  {name}, people {asked_about}: {recall}")
-    rows.append(ask_guesser(config, url))
-
+    asked = [
+        ask_run(name, run_config, config, clock, say, on_metrics, track)
+        for name, run_config in run_configs(config, url).items()
+    ]
+    rows = [row for run in asked for row in run["rows"]]
     results = {
-        "config": {**vars(config), "out": config.out.name},
-        "parameters": parameters,
+        "config": settings,
+        "parameters": {run["name"]: run["parameters"] for run in asked},
         "bits_per_fact": world_entropy(config.n_people, "paper", seed=config.seed).bits_per_fact,
-        "rows": [vars(row) for row in rows],
+        "rows": [*rows, vars(ask_guesser(config, url))],
         "seconds": {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)},
         "machine": machine(),
     }
-    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(finished, json.dumps(results, indent=1) + "\n")
     from benchmarks.plots import quickstart_figure
 
-    quickstart_figure(results, curves, config.out / "quickstart.png")
+    quickstart_figure(
+        results, {run["name"]: run["metrics"] for run in asked}, config.out / "quickstart.png"
+    )
     write_text(config.out / "report.md", report(results))
     return results
+
+
+def ask_run(
+    name: str,
+    run_config: "MemoryConfig",
+    config: QuickstartConfig,
+    clock: "StageClock",
+    say: Say,
+    on_metrics: Callable[[str, dict[str, Any]], None],
+    track: Track,
+) -> dict[str, Any]:
+    """Train one model and ask it, unless that is done; returns what `<name>.json` then holds."""
+    from itl_train.memory import MemoryRun  # torch is loaded only when the work begins
+
+    done = config.out / f"{name}.json"
+    if done.exists():
+        return dict(json.loads(done.read_text(encoding="utf-8")))
+    with clock(f"train {name}"):
+        run = MemoryRun(run_config, config.out / name)
+        n_parameters = run.model.config.n_parameters
+        say(
+            f"{name}: {n_parameters:,} parameters, trained on {run_config.n_people:,} "
+            f"people for {run_config.n_steps:,} steps"
+            + (f", from step {run.step:,}" if run.step else "")
+        )
+        run.train(partial(on_metrics, name))
+    rows = []
+    with clock(f"ask {name}"):
+        for asked_about, task, n in (
+            ("trained on", run.tasks.seen, min(run_config.n_people, 1_000)),
+            ("never seen", unseen_task(config, run_config), config.n_unseen),
+        ):
+            row = ask(name, asked_about, run.agent(), task, n, track)
+            rows.append(vars(row))
+            recall = interval(row.recall, row.recall_low, row.recall_high)
+            say(f"  {name}, people {asked_about}: {recall}")
+    asked = {
+        "name": name,
+        "parameters": n_parameters,
+        "rows": rows,
+        "metrics": run.folder.rows(),
+    }
+    write_text(done, json.dumps(asked) + "\n")
+    return asked
 
 
 class StageClock:
@@ -147,31 +186,6 @@ class StageClock:
             taken = self.seconds.get(stage, 0.0) + time.perf_counter() - began
             self.seconds[stage] = round(taken, 1)
             write_text(self.file, json.dumps(self.seconds))
-
-
-def finished_results(config: QuickstartConfig, say: Say) -> dict[str, Any]:
-    """The results of a finished run, which is not run again.
-
-    Raises ConfigError if the folder holds the run of another configuration.
-    """
-    results = json.loads((config.out / "results.json").read_text(encoding="utf-8"))
-    for name, value in vars(config).items():
-        there = results["config"][name]
-        if name != "out" and there != value:
-            raise ConfigError(
-                f"{config.out} holds a run with {name}={there!r}, not {value!r}; "
-                "choose another folder, or remove it."
-            )
-    say(f"{config.out} is finished; remove it to run again")
-    return dict(results)
-
-
-def make_folder(path: Path) -> None:
-    """Make the folder; raises ITLError if it cannot be made."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ITLError(f"Cannot write to {path}: {error.strerror}.") from None
 
 
 def make_world(config: QuickstartConfig, say: Say) -> str:
@@ -229,12 +243,23 @@ def unseen_task(config: QuickstartConfig, run_config: "MemoryConfig") -> "Recall
     return run_config.task(FactDatabase(run_config.database), keys)
 
 
-def ask(name: str, asked_about: str, agent: Any, task: "RecallTask", n_people: int) -> Row:
+def ask(
+    name: str,
+    asked_about: str,
+    agent: Any,
+    task: "RecallTask",
+    n_people: int,
+    track: Track = lambda episodes, label, total: episodes,
+) -> Row:
     """One question about each of n people (all attributes if they are fewer than 250)."""
-    from itl_agents.evaluate import measure_recall, one_question_each
+    from itl_agents.agent import rollout
+    from itl_agents.evaluate import RecallCount, one_question_each
 
-    facts = task.facts() if n_people * 4 <= 1_000 else one_question_each(task, n_people)
-    count = measure_recall(agent, task, facts)
+    every = n_people * 4 <= 1_000
+    facts = list(task.facts()) if every else one_question_each(task, n_people)
+    count = RecallCount()
+    for episode in track(rollout(agent, task, facts), f"asking {name}", len(facts)):
+        count.add(episode)
     low, high = clustered_wilson(list(count.by_person.values()))
     return Row(
         name, asked_about, count.right, count.asked, count.n_queried, count.recall, low, high

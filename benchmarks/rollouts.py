@@ -1,5 +1,6 @@
 """Agents by name, the questions they are asked, what came of it: `itl rollout`, `itl eval`."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -67,8 +68,12 @@ def questions(task: RecallTask, which: Questions, n: int) -> Iterator[Fact]:
 
 
 def how_many(task: RecallTask, which: Questions, n: int) -> int:
-    """How many `questions` gives."""
-    return min(n, task.n_facts if which == "all" else len(task.keys))
+    """How many `questions` gives; warns if they are fewer than n."""
+    there = task.n_facts if which == "all" else len(task.keys)
+    if there < n:
+        more = " (--questions all asks for every attribute)" if which == "one" else ""
+        warnings.warn(f"there are {there:,} questions, fewer than {n:,}{more}", stacklevel=2)
+    return min(n, there)
 
 
 def counted(episodes: Iterable[Episode], count: RecallCount) -> Iterator[Episode]:

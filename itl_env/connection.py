@@ -118,10 +118,11 @@ def make_engine(url: sa.URL, path: Path | None) -> sa.Engine:
             hide_parameters=True,
         )
     except ModuleNotFoundError as error:
-        remedy = "itl[postgres]" if error.name == "psycopg" else error.name
+        remedy = "see SQLAlchemy's list of drivers; SQLite and PostgreSQL are what is tested"
+        if error.name == "psycopg":
+            remedy = "run: pip install 'psycopg[binary]'"
         raise DatabaseError(
-            f"the driver {error.name} for {public_url(url)} is not installed; "
-            f"run: pip install {remedy}"
+            f"the driver {error.name} for {public_url(url)} is not installed; {remedy}"
         ) from error
     except sa.exc.NoSuchModuleError as error:
         raise DatabaseError(f"SQLAlchemy knows no database for {public_url(url)}") from error

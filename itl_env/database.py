@@ -51,6 +51,7 @@ class FactDatabase:
     """
 
     url: str
+    place: str  # table and address, as messages name them
     table: str
     key: str
     attributes: tuple[str, ...]
@@ -148,7 +149,7 @@ class FactDatabase:
         numbers: list[str | int] = [first + index for index in {index for index, _ in places}]
         found = {row[0]: row for row in self._find(self._info.order, numbers, (self.key, *columns))}
         if len(found) < len(numbers):
-            raise EnvironmentFailure(f"{self._place} has lost rows since it was opened")
+            raise EnvironmentFailure(f"{self.place} has lost rows since it was opened")
         return [
             Fact(_text((row := found[first + i])[1]), attribute, _text(row[position[attribute]]))
             for i, attribute in places
@@ -214,14 +215,14 @@ class FactDatabase:
         self._url = url
         self._use(engine)
         self.url, self.path, self.table, self.key = public_url(url), sqlite_path(url), table, key
-        self._place = f"table {table!r} of {self.url}"
+        self.place = f"table {table!r} of {self.url}"
         self._anchors: list[Any] | None = None
         try:
             with engine.connect() as connection:
                 self._info = inspect_table(connection, table, key, attributes, self.url)
         except sa.exc.SQLAlchemyError as error:
             engine.dispose()
-            raise DatabaseError(f"cannot read {self._place}: {reason(error, url)}") from error
+            raise DatabaseError(f"cannot read {self.place}: {reason(error, url)}") from error
         except DatabaseError:
             engine.dispose()
             raise
@@ -258,7 +259,7 @@ class FactDatabase:
                 connection.close()
         except (self._engine.dialect.loaded_dbapi.Error, sa.exc.SQLAlchemyError, OSError) as error:
             why = reason(error, self._url)
-            raise EnvironmentFailure(f"{self._place} cannot be read: {why}") from error
+            raise EnvironmentFailure(f"{self.place} cannot be read: {why}") from error
 
     def _compile(self, statement: sa.Select[Any]) -> SQLCompiler:
         compiled = statement.compile(dialect=self._engine.dialect)
@@ -335,7 +336,7 @@ class FactDatabase:
             limit = min(PAGE_ROWS, stop - start)
             rows = self._read(page, {"value": value, "offset": offset, "limit": limit})
             if len(rows) < limit:
-                raise EnvironmentFailure(f"{self._place} has lost rows since it was opened")
+                raise EnvironmentFailure(f"{self.place} has lost rows since it was opened")
             for row in rows:
                 yield row[1:]
             start += limit
@@ -374,7 +375,7 @@ class FactDatabase:
         for attribute in attributes:
             if attribute not in self.attributes:
                 raise DatabaseError(
-                    f"{self._place} has no attribute {attribute!r}; "
+                    f"{self.place} has no attribute {attribute!r}; "
                     f"it has {', '.join(self.attributes)}"
                 )
 

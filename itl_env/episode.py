@@ -162,9 +162,13 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-                schema = row.pop("schema")
-            except (ValueError, TypeError, AttributeError, KeyError):
+                schema = row.pop("schema", None)
+            except (ValueError, TypeError, AttributeError):
                 raise ITLError(f"{where} is not an episode: expected one JSON object.") from None
+            if schema is None:
+                raise ITLError(
+                    f"{where} is not an episode: it names no schema; `itl rollout` writes episodes."
+                )
             if schema != SCHEMA_VERSION:
                 raise ITLError(
                     f"{where} has episode schema {schema!r}; this version reads {SCHEMA_VERSION}."

@@ -60,8 +60,9 @@ class Tasks:
         last = config.n_people + config.n_unseen
         if len(database) < last:
             raise ConfigError(
-                f"{database!r} holds {len(database)} people, fewer than the {config.n_people} to "
-                f"train on and {config.n_unseen} unseen ones; lower n_people or n_unseen."
+                f"{database.place} holds {len(database):,} people, fewer than the "
+                f"{config.n_people:,} to train on and {config.n_unseen:,} unseen ones; lower "
+                "n_people or n_unseen."
             )
         seen = config.task(database, slice(0, config.n_people))
         unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
@@ -225,7 +226,7 @@ class MemoryRun:
         digest = dialogues.digest()
         if self._digest not in (None, digest):
             raise ConfigError(
-                f"{self.tasks.seen.database!r} has changed since the run in {self.folder.path} "
+                f"{self.tasks.seen.database.place} has changed since the run in {self.folder.path} "
                 "began; begin another run, or bring the old database back."
             )
         self._digest = digest

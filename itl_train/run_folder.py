@@ -30,32 +30,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Begin a run in `path`, or reopen the run that is there.
-
-        Raises ConfigError if that run has another configuration, and ITLError if the folder cannot
-        be written.
-        """
+        """Begin a run in `path`, or reopen the run that is there; raises what `begin` raises."""
+        begin(path, config)
         folder = cls(path)
-        # Through YAML and back, so that what is compared is what the file can hold.
-        config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
-        file = path / "config.yaml"
-        if file.exists():
-            there = read_yaml(file)
-            if differing := [
-                key for key in {**there, **config} if there.get(key) != config.get(key)
-            ]:
-                key = differing[0]
-                raise ConfigError(
-                    f"{path} holds a run with {key}={there.get(key)!r}, not {config.get(key)!r}; "
-                    "choose another folder, or remove it."
-                )
-            return folder
-        try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_text(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
-            write_text(file, yaml.safe_dump(config, sort_keys=False))
-        except OSError as error:
-            raise ITLError(f"Cannot write the run folder {path}: {error.strerror}.") from None
+        folder.checkpoints.mkdir(exist_ok=True)
         return folder
 
     def log(
@@ -94,12 +72,54 @@ class RunFolder:
         warnings.warn(message, stacklevel=3)
 
 
+def begin(path: Path, config: dict[str, Any]) -> None:
+    """Write `config.yaml` and `versions.json` in a new folder; nothing if they are there already.
+
+    Raises ConfigError if the folder holds another run or something else, and ITLError if it cannot
+    be written.
+    """
+    # Through YAML and back, so that what is compared is what the file can hold.
+    config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
+    file = path / "config.yaml"
+    if file.exists():
+        there = read_yaml(file)
+        elsewhere = "choose another folder, or remove it."
+        if there.keys() != config.keys():
+            raise ConfigError(f"{path} holds a run of another kind; {elsewhere}")
+        if differing := [key for key in config if there[key] != config[key]]:
+            key = differing[0]
+            raise ConfigError(
+                f"{path} holds a run with {key}={there[key]!r}, not {config[key]!r}; {elsewhere}"
+            )
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # A run that was killed as it began leaves its versions, or an unfinished file.
+        foreign = [
+            entry.name
+            for entry in path.iterdir()
+            if entry.name != "versions.json" and not entry.name.startswith(".")
+        ]
+        if foreign:
+            raise ConfigError(
+                f"{path} holds {sorted(foreign)[0]!r} but no run; choose a new or empty folder."
+            )
+        write_text(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
+        write_text(file, yaml.safe_dump(config, sort_keys=False))
+    except FileExistsError:
+        raise ITLError(f"{path} is a file; name a folder for the run.") from None
+    except OSError as error:
+        raise ITLError(f"Cannot write the run folder {path}: {error.strerror}.") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; raises ConfigError that names it."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"Cannot read {path}: {str(error).splitlines()[0]}.") from None
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} does not hold a mapping of settings.")
     return content

@@ -10,7 +10,6 @@ from torch import Tensor
 from itl_agents.nanollama.model import KVCache, NanoLlama
 from itl_env import streams
 
-
 ROOM = 32
 """Tokens by which a cache grows."""
 

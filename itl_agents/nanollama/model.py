@@ -181,13 +181,13 @@ class Block(nn.Module):
 
 
 def normalise(x: Tensor, epsilon: float) -> Tensor:
-    """x (..., d) over its root mean square, without a gain.
+    """Divide x (..., d) by its root mean square; there is no gain.
 
     Gains scale the columns of the matrix that comes next: that product is over d^2 numbers, not
     over every token.
     """
     if x.device.type == "cpu":
-        normalised: Tensor = _Normalise.apply(x, epsilon)  # type: ignore[no-untyped-call]
+        normalised: Tensor = _Normalise.apply(x, epsilon)
         return normalised
     return F.rms_norm(x, x.shape[-1:], None, epsilon)
 
@@ -204,7 +204,7 @@ class _Normalise(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         # dL/dx = scale (g - y <g, y> / d), for d(scale)/dx = -scale^2 y / d.
         y, scale = ctx.saved_tensors
         along = torch.linalg.vecdot(gradient, y)[..., None].div_(-y.shape[-1])

@@ -15,6 +15,7 @@ import yaml
 
 from benchmarks import cli
 from benchmarks.cli import COMMANDS, STUDIES, main, without_password
+from itl_agents.nanollama import NanoLlama, NanoLlamaConfig, save_model
 from itl_env import FactDatabase, read_episodes
 from itl_env.errors import ITLError
 
@@ -273,6 +274,10 @@ def test_rollout_can_ask_for_every_attribute(run, world: str, tmp_path: Path) ->
     facts = [episode.fact for episode in read_episodes(out)]
     with FactDatabase(world) as database:
         assert facts == list(database.facts(0, 3))[:10]
+    _, _, err = run(
+        "rollout", "--database", world, "--agent", "expert", "--start", 390, "--out", out
+    )
+    assert "there are 10 questions, fewer than 1,000" in sentence(err)
 
 
 def test_rollout_leaves_no_file_when_it_fails(run, world: str, tmp_path: Path) -> None:
@@ -303,7 +308,11 @@ def test_show_marks_what_is_trained(run, world: str, tmp_path: Path) -> None:
     assert run("show", file)[1].count("<|eod|>") == 3
     status, _, err = run("show", file, "--index", 5)
     assert status == 1
-    assert "no episode 5" in sentence(err)
+    assert "holds 5 episodes, so none at 5" in sentence(err)
+    (tmp_path / "facts.jsonl").write_text('{"name": "Ann Lee"}\n')
+    status, _, err = run("show", tmp_path / "facts.jsonl")
+    assert status == 1
+    assert "names no schema" in sentence(err)
 
 
 def test_show_lets_no_text_act_on_the_terminal(run, tmp_path: Path) -> None:
@@ -341,7 +350,7 @@ def test_settings_come_from_a_file_and_flags_override_them(run, trained, tmp_pat
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("n_stepz: 3", "n_stepz"), ("[1, 2]", "mapping"), ("a: b: c", "Cannot read"), (None, "Cann")],
+    [("n_stepz: 3", "n_stepz"), ("[1, 2]", "mapping"), ("a: b: c", "is not YAML"), (None, "Cann")],
 )
 def test_a_settings_file_that_is_wrong_is_named(run, tmp_path, text: str | None, said: str) -> None:
     file = tmp_path / "settings.yaml"
@@ -369,6 +378,14 @@ def test_training_refuses_what_cannot_work(run, trained: Path, world: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_training_leaves_a_folder_of_something_else_alone(run, world: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    status, _, err = run("train", "memory", "--database", world, *TINY, "--out", tmp_path)
+    assert status == 2
+    assert "holds 'thesis.tex' but no run" in sentence(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_eval_asks_about_people_the_run_did_not_train_on(run, trained, world, tmp_path) -> None:
     out = tmp_path / "answers.jsonl"
     status, said, _ = run("eval", trained, "--n", 6, "--out", out)
@@ -393,6 +410,7 @@ def test_eval_needs_a_model(run, tmp_path: Path, world: str) -> None:
     status, _, err = run("eval", tmp_path, "--database", world)
     assert status == 2
     assert "no trained model" in sentence(err)
+    save_model(NanoLlama(NanoLlamaConfig(d_model=16, n_heads=2)), tmp_path)
     assert "name a database" in run("eval", tmp_path)[2]
 
 

@@ -2,12 +2,14 @@
 
 import json
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from benchmarks.quickstart import QuickstartConfig, quickstart
+from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
 
 
@@ -62,10 +64,17 @@ def test_ctrl_c_leaves_a_run_that_goes_on(finished: Path, tmp_path: Path) -> Non
         quickstart(small(out), say=lambda line: None, on_metrics=interrupt)
     assert not (out / "results.json").exists()
     seen: list[str] = []
-    results = quickstart(
-        small(out), say=lambda line: None, on_metrics=lambda run, row: seen.append(run)
-    )
+    asked: list[str] = []
+
+    def note(episodes: Iterable[Episode], label: str, total: int) -> Iterable[Episode]:
+        asked.append(label)
+        return episodes
+
+    seconds = json.loads((out / "seconds.json").read_text())
+    results = quickstart(small(out), lambda line: None, lambda run, row: seen.append(run), note)
     assert "in-tool" not in seen
+    assert set(asked) == {"asking in-weight"}, "what was asked is not asked again"
+    assert results["seconds"]["ask in-tool"] == seconds["ask in-tool"]
     assert results["rows"] == json.loads((finished / "results.json").read_text())["rows"]
 
 
@@ -74,6 +83,13 @@ def test_what_cannot_work_is_said_first(tmp_path: Path, finished: Path) -> None:
         small(tmp_path, n_unseen=45)
     with pytest.raises(ConfigError, match="holds a run with n_steps=20, not 30"):
         quickstart(small(finished, n_steps=30), say=lambda line: None)
+    with pytest.raises(ConfigError, match="of another kind"):
+        quickstart(small(finished / "in-tool"), say=lambda line: None)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ITLError, match="Cannot write to"):
+    with pytest.raises(ITLError, match="Cannot write the run folder"):
         quickstart(small(tmp_path / "file" / "run"), say=lambda line: None)
+    with pytest.raises(ITLError, match="is a file"):
+        quickstart(small(tmp_path / "file"), say=lambda line: None)
+    with pytest.raises(ConfigError, match="holds 'file' but no run"):
+        quickstart(small(tmp_path), say=lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
