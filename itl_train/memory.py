@@ -155,6 +155,7 @@ class MemoryRun:
         self.n_threads = config.n_threads or min(4, torch.get_num_threads())
         self._digest: str | None = None
         state = self._restore()
+        keep_last(self.folder.checkpoints, config.keep_checkpoints)  # a kill may have left more
         self.model.to(config.device)
         self.optimizers = make_optimizers(self.model, config)
         if state is not None:

@@ -1,8 +1,11 @@
 """What is trained: the assistant's own words and the marks it must write, nothing else."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from itl_agents import ExpertAgent, rollout
 from itl_agents.nanollama import ByteTokenizer
@@ -32,6 +35,24 @@ def test_a_dialogue_is_rendered_with_its_marks() -> None:
         "<|user|>When was Ann Lee born?<|assistant|>FIND birth_date FOR Ann Lee"
         "<|database|>7/3/1984<|assistant|>Ann Lee was born on 7/3/1984.<|eod|>"
     )
+
+
+@pytest.mark.parametrize("messages", [DIALOGUE, (DIALOGUE[0], DIALOGUE[3])])
+def test_the_chat_template_agrees_on_ids_and_on_what_is_trained(
+    messages: tuple[Message, ...], tmp_path: Path
+) -> None:
+    TOKENIZER.save(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    ours = render_messages(messages, TOKENIZER)
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    theirs = tokenizer.apply_chat_template(
+        chat, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert theirs["input_ids"] == ours.input_ids
+    mask = [int(label != IGNORED) for label in ours.labels]
+    assert theirs["assistant_masks"] == mask
+    prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=True)
+    assert prompt["input_ids"] == render_prompt(messages[:1], TOKENIZER)
 
 
 def test_the_assistants_words_and_end_marks_are_trained() -> None:
