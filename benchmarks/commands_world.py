@@ -59,7 +59,8 @@ class FactsBuild:
 def facts_build(config: FactsBuild) -> None:
     """Make the database and print how much it holds."""
     from benchmarks.progress import Progress
-    from itl_env.facts import ATTRIBUTES, VOCABULARIES, Vocabulary, people, world_entropy
+    from itl_env.entropy import world_entropy
+    from itl_env.facts import ATTRIBUTES, VOCABULARIES, Vocabulary, people
 
     # The built-in names come first: a folder that happens to be called so must not replace them.
     own = config.vocabulary not in VOCABULARIES and Path(config.vocabulary).is_dir()

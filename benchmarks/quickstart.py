@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.machine import machine
 from benchmarks.statistics import clustered_wilson, interval
 from itl_env.database import FactDatabase
+from itl_env.entropy import world_entropy
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
-from itl_env.facts import ATTRIBUTES, people, world_entropy
+from itl_env.facts import ATTRIBUTES, people
 from itl_env.files import write_text
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ action themselves and leave only the query's own syntax to `parse_lookup`.
 from typing import NamedTuple
 
 from itl_env.dialogue import Dialect
+from itl_env.text import unstorable
 
 _FENCE = "```"
 
@@ -43,13 +44,8 @@ class Lookup(NamedTuple):
 
 def invalid_text(text: str) -> ParseError | None:
     """Refuse what no database can store: NUL characters and lone surrogates."""
-    if "\0" in text:
-        return ParseError("invalid_text", "the text holds a NUL character")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return ParseError("invalid_text", "the text holds a lone surrogate")
-    return None
+    problem = unstorable(text)
+    return ParseError("invalid_text", f"the text holds {problem}") if problem else None
 
 
 def parse_turn(text: str, dialect: Dialect, max_length: int) -> Action:

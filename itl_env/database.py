@@ -23,6 +23,7 @@ from itl_env.errors import DatabaseError, EnvironmentFailure
 from itl_env.facts import Fact
 from itl_env.load import create_table
 from itl_env.table import inspect_table
+from itl_env.text import unstorable
 
 Row = Sequence[Any]
 
@@ -274,14 +275,7 @@ class FactDatabase:
             except ValueError:
                 return None
             return number if str(number) == name and -(2**63) <= number < 2**63 else None
-        if "\0" in name:
-            return None
-        if not name.isascii():
-            try:
-                name.encode()
-            except UnicodeEncodeError:  # a lone surrogate
-                return None
-        return name
+        return None if unstorable(name) else name
 
     def _find(self, by: str, values: list[str | int], columns: tuple[str, ...]) -> list[Row]:
         """The column `by` and `columns` of the rows with the given values of `by`."""

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from itl_env.errors import ConfigError
+from itl_env.text import quote
 
 Role = Literal["user", "assistant", "database"]
 Style = Literal["compact", "fenced"]
@@ -177,11 +178,6 @@ def phrasings(
     return chosen
 
 
-def question(attribute: str, name: str) -> str:
-    """The question about an attribute of `name`."""
-    return phrasing(attribute).ask(name)
-
-
 def statement(attribute: str, name: str, value: str) -> str:
     """The statement that an attribute of `name` has `value`."""
     return phrasing(attribute).state(name, value)
@@ -211,7 +207,7 @@ _SQL_KEYWORDS = frozenset(
 
 def _identifier(word: str) -> str:
     plain = word.isascii() and word.isidentifier() and word.lower() not in _SQL_KEYWORDS
-    return word if plain else '"' + word.replace('"', '""') + '"'
+    return word if plain else quote(word)
 
 
 def call_text(query: str, style: Style) -> str:

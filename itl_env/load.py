@@ -25,6 +25,7 @@ from itl_env.connection import (
     sqlite_path,
 )
 from itl_env.errors import DatabaseError
+from itl_env.text import quote, unstorable
 
 Progress = Callable[[int], None]
 Row = tuple[str, ...]
@@ -68,11 +69,6 @@ def create_table(
     )
 
 
-def quote(identifier: str) -> str:
-    """An SQL identifier in the standard's quotes."""
-    return '"' + identifier.replace('"', '""') + '"'
-
-
 def _columns(first: Any, key: str) -> tuple[str, ...]:
     if isinstance(first, Mapping):
         columns = tuple(first)
@@ -107,11 +103,9 @@ def _blocks(
 
 def _is_storable(rows: Iterable[Row]) -> bool:
     try:
-        text = "".join(chain.from_iterable(rows))
-        text.encode()
-    except (TypeError, UnicodeEncodeError):  # not text; a lone surrogate
+        return unstorable("".join(chain.from_iterable(rows))) is None
+    except TypeError:  # not text
         return False
-    return "\0" not in text
 
 
 def _row(person: Any, index: int, columns: tuple[str, ...]) -> Row:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from itl_env.errors import ConfigError, DatabaseError, EnvironmentFailure
+from itl_env.text import quote, unstorable
 
 
 class SqlError(StrEnum):
@@ -316,9 +317,10 @@ def _as_text(value: Any) -> str:
 
 def _check_tables(connection: sqlite3.Connection, tables: Sequence[str]) -> None:
     for table in tables:
-        quoted = '"' + table.replace('"', '""') + '"'
         try:
-            connection.execute(f"SELECT count(*) FROM (SELECT 1 FROM {quoted} LIMIT 1)").close()
+            connection.execute(
+                f"SELECT count(*) FROM (SELECT 1 FROM {quote(table)} LIMIT 1)"
+            ).close()
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
                 raise DatabaseError(f"there is no table {table!r} to allow") from error
@@ -329,12 +331,8 @@ def _refuse(sql: str, max_length: int) -> None:
     """Reject what is no SELECT, and what SQLite would be busy with before it can be stopped."""
     if len(sql) > max_length:
         raise SqlRejected(SqlError.TOO_LONG, f"the statement has over {max_length} characters")
-    if "\0" in sql:
-        raise SqlRejected(SqlError.INVALID_TEXT, "the statement holds a NUL character")
-    try:
-        sql.encode()
-    except UnicodeEncodeError:
-        raise SqlRejected(SqlError.INVALID_TEXT, "the statement holds a lone surrogate") from None
+    if problem := unstorable(sql):
+        raise SqlRejected(SqlError.INVALID_TEXT, f"the statement holds {problem}")
     tokens, names = _tokens(sql)
     if not tokens or tokens[0] not in ("select", "with"):
         if tokens and tokens[0] in _OTHER_STATEMENTS:

@@ -1,79 +1,35 @@
-"""The Gymnasium shells: the API, one episode through every shell, and vectorisation."""
+"""The Gymnasium environment: the API, one episode, what is refused, and copies of it."""
 
 import copy
 import doctest
-import itertools
 import json
-import os
 import pickle
-import random
 import warnings
 
 import gymnasium
-import numpy as np
 import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 import itl_env.gym
 import itl_env.gym_vector
 import itl_env.recall
 import itl_env.unicode_text
 from itl_env import (
-    Completion,
     ConfigError,
-    EnvironmentFailure,
     FactDatabase,
     FactRecallEnv,
     FactRecallVectorEnv,
     RecallTask,
     TextActions,
-    UnicodeText,
     people,
 )
 
-ID = "itl_env:ITL/FactRecall-v0"
+from .gym_shells import ID, action
+
 KEYS = {"name", "attribute", "n_queries", "error_code", "stop_reason", "answer", "gold", "rewards"}
 
 pytestmark = pytest.mark.filterwarnings("error")
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gym") / "facts.db"
-    FactDatabase.create(f"sqlite:///{path}", people(50, seed=0)).close()
-    return f"sqlite:///{path}"
-
-
-@pytest.fixture
-def task(url):
-    return RecallTask(FactDatabase(url))
-
-
-def action(kind, text):
-    return {"kind": kind, "text": text}
-
-
-def batch(actions):
-    return {
-        "kind": np.array([one["kind"] for one in actions]),
-        "text": tuple(one["text"] for one in actions),
-    }
-
-
-def same(a, b):
-    """Equality of observations, arrays and nested infos, types included."""
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and a.dtype == b.dtype and a.tolist() == b.tolist()
-    if isinstance(a, tuple):
-        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
-
-
-# -- one environment
 
 
 @pytest.mark.parametrize(
@@ -288,17 +244,6 @@ def test_own_phrasings_and_slices_reach_the_task(url):
     assert {env.reset()[0] for _ in range(5)} == {f"Job of {name}?"}
 
 
-def test_specs_survive_json_and_make_the_same_environment(url):
-    first = TextActions(gymnasium.make(ID, database=url, keys=[0, 9], rubric="lenient"))
-    again = gymnasium.make(gymnasium.envs.registration.EnvSpec.from_json(first.spec.to_json()))
-    assert isinstance(again, TextActions)
-    assert again.reset(seed=5) == first.reset(seed=5)
-    assert again.unwrapped.task.keys == first.unwrapped.task.keys
-    vector = gymnasium.make_vec(ID, num_envs=2, database=url, autoreset_mode="SameStep")
-    spec = gymnasium.envs.registration.EnvSpec.from_json(vector.spec.to_json())
-    assert same(gymnasium.make_vec(spec).reset(seed=1), vector.reset(seed=1))
-
-
 @pytest.mark.parametrize("dialect", ["lookup", "sql"])
 def test_environments_can_be_copied_and_pickled_in_an_episode(url, dialect):
     env = FactRecallEnv(url, dialect=dialect)
@@ -324,323 +269,3 @@ def test_closing_twice_and_going_on_is_allowed(url):
     env.close()
     env.close()
     assert env.reset(seed=0)[0].endswith("?")
-
-
-# -- one episode through every shell
-
-
-def turns_of(task, fact, policy):
-    query = task.call(fact.attribute, fact.name)
-    return {
-        "expert": [query, task.statement(fact)],
-        "wrong": [query, task.statement(fact._replace(value="Atlantis"))],
-        "malformed": ["```sql\nFIND", ""],
-        "in weight": [fact.value],
-    }[policy]
-
-
-@pytest.mark.parametrize("policy", ["expert", "wrong", "malformed", "in weight"])
-@pytest.mark.parametrize("dialect", ["lookup", "sql"])
-@pytest.mark.parametrize("style", ["compact", "fenced"])
-def test_an_episode_is_the_same_through_task_env_and_vector_env(url, style, dialect, policy):
-    task = RecallTask(FactDatabase(url), style=style, dialect=dialect)
-    fact = task.fact(11)
-    turns = turns_of(task, fact, policy)
-    completions = [Completion(turn) for turn in turns]
-
-    (state,) = task.start([fact])
-    for turn in turns:
-        (reply,) = task.advance([state], [task.parse(turn)], [turn])
-        state = reply.state
-    expected = task.episode(reply, completions)
-    assert expected.reward == float(policy in ("expert", "in weight"))
-
-    options = {"fact": [fact.name, fact.attribute]}
-    raw = TextActions(FactRecallEnv.from_task(task))
-    raw.reset(options=options)
-    vector = FactRecallVectorEnv.from_task(task, num_envs=3)
-    vector.reset(options=options)
-    for turn in turns:
-        raw.step(turn)
-        vector.step([turn] * 3)
-    for reply in (raw.unwrapped.reply, *vector.replies):
-        assert task.episode(reply, completions) == expected
-
-    if policy != "malformed":  # structured actions cannot say what has no structure
-        actions = [
-            action(int(i == len(turns) - 1), task.parse(turn).text) for i, turn in enumerate(turns)
-        ]
-        env = FactRecallEnv.from_task(task)
-        env.reset(options=options)
-        vector.reset(options=options)
-        for one in actions:
-            env.step(one)
-            vector.step(batch([one] * 3))
-        for reply in (env.reply, *vector.replies):
-            assert task.episode(reply, completions) == expected
-
-
-# -- vectors
-
-
-def random_action(rng, fact, task):
-    """Right, wrong, malformed, forbidden and misdirected actions."""
-    value = fact.value
-    return action(
-        *rng.choice(
-            [
-                (0, task.query(fact.attribute, fact.name)),
-                (0, task.query("occupation", "Nobody")),
-                (0, "FIND nothing FOR nobody"),
-                (0, "garbage \0"),
-                (1, value),
-                (1, task.statement(fact)),
-                (1, "Atlantis 😀"),
-                (1, "\ud800"),
-                (1, "x" * 5000),
-            ]
-        )
-    )
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_the_vector_env_plays_as_gymnasiums_sync_vector_env(url, mode):
-    n, rng = 5, random.Random(0)
-    ours = gymnasium.make_vec(ID, num_envs=n, database=url, max_queries=2, autoreset_mode=mode)
-    theirs = gymnasium.make_vec(
-        ID,
-        num_envs=n,
-        database=url,
-        max_queries=2,
-        vectorization_mode="sync",
-        vector_kwargs={"autoreset_mode": mode},
-    )
-    assert isinstance(ours, FactRecallVectorEnv)
-    assert isinstance(theirs, SyncVectorEnv)
-    assert ours.metadata == theirs.metadata
-    assert ours.observation_space == theirs.observation_space
-    assert ours.action_space == theirs.action_space
-    assert same(ours.reset(seed=4), theirs.reset(seed=4))
-    ended = 0
-    for _ in range(40):
-        actions = batch([random_action(rng, reply.state.fact, ours.task) for reply in ours.replies])
-        a, b = ours.step(actions), theirs.step(actions)
-        assert same(a, b)
-        assert a[0] in ours.observation_space
-        over = a[2] | a[3]
-        ended += over.sum()
-        if mode is AutoresetMode.DISABLED and over.any():
-            a, b = (env.reset(options={"reset_mask": over.copy()}) for env in (ours, theirs))
-            assert same(a, b)
-    assert ended > 40
-    assert same(ours.reset(seed=[9, None, 9, 1, None]), theirs.reset(seed=[9, None, 9, 1, None]))
-    assert ours.np_random_seed == theirs.np_random_seed
-    pinned = {"fact": ours.task.fact(3)[:2]}
-    assert same(ours.reset(options=pinned), theirs.reset(options=pinned))
-
-
-def test_a_vector_step_is_one_lookup(url, monkeypatch):
-    envs = gymnasium.make_vec(ID, num_envs=16, database=url)
-    envs.reset(seed=0)
-    calls = []
-    lookup = envs.task.database.lookup
-    monkeypatch.setattr(envs.task.database, "lookup", lambda q: calls.append(q) or lookup(q))
-    facts = [reply.state.fact for reply in envs.replies]
-    observations, *_ = envs.step(
-        batch([action(0, envs.task.query(fact.attribute, fact.name)) for fact in facts])
-    )
-    assert list(observations) == [fact.value for fact in facts]
-    assert [len(queries) for queries in calls] == [16]
-
-
-def test_a_failed_step_can_be_tried_again(url, monkeypatch):
-    envs = gymnasium.make_vec(ID, num_envs=2, database=url)
-    envs.reset(seed=0)
-    facts = [reply.state.fact for reply in envs.replies]
-    actions = batch([action(0, envs.task.query(f.attribute, f.name)) for f in facts])
-
-    def fail(queries):
-        raise EnvironmentFailure("the disk is gone")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(envs.task.database, "lookup", fail)
-        with pytest.raises(EnvironmentFailure):
-            envs.step(actions)
-    assert list(envs.step(actions)[0]) == [fact.value for fact in facts]
-
-
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_a_step_whose_new_questions_fail_can_be_tried_again(url, mode, monkeypatch):
-    ours, theirs = (
-        gymnasium.make_vec(ID, num_envs=3, database=url, autoreset_mode=mode) for _ in range(2)
-    )
-    assert same(ours.reset(seed=4), theirs.reset(seed=4))
-    rng, failures = random.Random(0), 0
-
-    def fail(indices):
-        if len(indices):
-            raise EnvironmentFailure("the disk is gone")
-        return []
-
-    for _ in range(20):
-        actions = batch([random_action(rng, reply.state.fact, ours.task) for reply in ours.replies])
-        before = ours.replies
-        with monkeypatch.context() as patch:
-            patch.setattr(ours.task, "facts_at", fail)
-            try:
-                played = ours.step(actions)
-            except EnvironmentFailure:
-                failures += 1
-                assert ours.replies is before
-                patch.undo()
-                played = ours.step(actions)
-        assert same(played, theirs.step(actions))
-    assert failures > 5
-
-
-def test_a_reset_that_fails_can_be_tried_again(url, monkeypatch):
-    def fail(indices):
-        raise EnvironmentFailure("the disk is gone")
-
-    for make in (gymnasium.make, gymnasium.make_vec):
-        ours, theirs = make(ID, database=url), make(ID, database=url)
-        assert same(ours.reset(seed=4), theirs.reset(seed=4))
-        with monkeypatch.context() as patch:
-            patch.setattr(ours.unwrapped.task, "facts_at", fail)
-            with pytest.raises(EnvironmentFailure):
-                ours.reset()
-        assert same(ours.reset(), theirs.reset())
-
-
-def test_vector_misuse_is_clear(url):
-    envs = FactRecallVectorEnv(url, num_envs=2, autoreset_mode="Disabled")
-    both = batch([action(1, "x")] * 2)
-    with pytest.raises(ResetNeeded):
-        envs.step(both)
-    for wrong in (
-        {"seed": [1]},
-        {"options": {"reset_mask": [True, False]}},
-        {"options": {"reset_mask": np.zeros(2, bool)}},
-        {"options": {"mask": 1}},
-    ):
-        with pytest.raises(ConfigError):
-            envs.reset(**wrong)
-    envs.reset(seed=0)
-    with pytest.raises(InvalidAction):
-        envs.step(batch([action(1, "x")]))
-    envs.step(both)
-    with pytest.raises(ResetNeeded, match="over"):
-        envs.step(both)
-
-
-def test_the_vector_env_renders_each_lane(url):
-    envs = gymnasium.make_vec(ID, num_envs=2, database=url, render_mode="ansi")
-    questions, _ = envs.reset(seed=0)
-    assert envs.render() == tuple(f"user      {question}" for question in questions)
-
-
-# -- the space, and sharing it between processes
-
-
-def test_unicode_text_contains_any_text_up_to_its_length():
-    space = UnicodeText(5, seed=0)
-    assert all(text in space for text in ("", "12345", "😀😀😀😀😀", "\ud800\0\n"))
-    assert not any(text in space for text in ("123456", None, 5, b"12345"))
-    assert repr(space) == "UnicodeText(5)"
-    assert space == UnicodeText(5) != UnicodeText(6)
-    assert space != gymnasium.spaces.Text(5)
-    samples = [space.sample() for _ in range(50)]
-    assert all(sample in space and sample.isprintable() for sample in samples)
-    for other in (copy.deepcopy(space), pickle.loads(pickle.dumps(space))):
-        assert other == space
-        state = copy.deepcopy(space)
-        assert other.sample() == state.sample()
-
-
-class Echo(gymnasium.Env):
-    """Observations are a fixed list of awkward texts, then the action."""
-
-    texts = ("", "plain", "😀 東京", "\ud800 lone", "\0 nul", "x" * 20, "é")
-
-    def __init__(self):
-        self.observation_space = self.action_space = UnicodeText(20)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.turn = 0
-        return self.texts[0], {}
-
-    def step(self, action):
-        self.turn += 1
-        return self.texts[self.turn % len(self.texts)], 0.0, action == "end", False, {}
-
-
-@pytest.mark.parametrize("shared_memory", [True, False])
-def test_processes_share_awkward_texts(shared_memory):
-    envs = AsyncVectorEnv([Echo, Echo], shared_memory=shared_memory)
-    try:
-        seen = [envs.reset()[0]]
-        for turn in range(1, len(Echo.texts)):
-            seen.append(envs.step(("go", "end" if turn == 3 else "go"))[0])
-    finally:
-        envs.close()
-    second = [*Echo.texts[:4], "", *Echo.texts[1:3]]  # ended at step 3, reset at step 4
-    # Earlier observations are not overwritten by later ones.
-    assert seen == list(zip(Echo.texts, second, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("context", "shared_memory"), [("fork", True), ("fork", False), ("spawn", True)]
-)
-def test_async_plays_as_sync_does(url, context, shared_memory):
-    if context == "fork" and not hasattr(os, "fork"):
-        pytest.skip("no fork on this system")
-    arguments = {"num_envs": 2, "database": url}
-    mode = {"autoreset_mode": "SameStep"}
-    sync = gymnasium.make_vec(ID, **arguments, vectorization_mode="sync", vector_kwargs=mode)
-    parallel = gymnasium.make_vec(
-        ID,
-        **arguments,
-        vectorization_mode="async",
-        vector_kwargs={"context": context, "shared_memory": shared_memory, **mode},
-    )
-    ours = gymnasium.make_vec(ID, **arguments, **mode)
-    try:
-        assert same(sync.reset(seed=1), parallel.reset(seed=1))
-        ours.reset(seed=1)
-        rng = random.Random(1)
-        for _ in range(12):
-            actions = batch(
-                [random_action(rng, reply.state.fact, ours.task) for reply in ours.replies]
-            )
-            expected = sync.step(actions)
-            assert same(expected, parallel.step(actions))
-            assert same(expected, ours.step(actions))
-    finally:
-        parallel.close()
-
-
-def test_wrapped_environments_play_in_sync_vectors(url, task):
-    envs = gymnasium.make_vec(
-        ID, num_envs=2, database=url, vectorization_mode="sync", wrappers=[TextActions]
-    )
-    envs.reset(seed=0)
-    facts = [env.unwrapped.reply.state.fact for env in envs.envs]
-    observations, *_ = envs.step(tuple(task.call(fact.attribute, fact.name) for fact in facts))
-    assert list(observations) == [fact.value for fact in facts]
-
-
-def test_text_actions_wrap_fact_recall_only():
-    with pytest.raises(ConfigError):
-        TextActions(Echo())
-
-
-def test_all_lanes_and_facts_are_reached(url):
-    """Draws cover the facts about evenly."""
-    envs = FactRecallVectorEnv(url, num_envs=64, keys=[0, 2], max_queries=0)
-    asked = list(
-        itertools.chain.from_iterable(envs.reset(seed=seed)[0] for seed in range(0, 1280, 64))
-    )
-    counts = [asked.count(question) for question in set(asked)]
-    assert len(counts) == 8
-    assert min(counts) > 100

@@ -1,0 +1,126 @@
+"""Commands on a model: train it, evaluate it and let it play."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.cli import main
+from itl_agents.nanollama import NanoLlama, NanoLlamaConfig, save_model
+from itl_env import FactDatabase, read_episodes
+
+from .command_line import TINY, sentence
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def trained(world: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(["train", "memory", "--database", world, *TINY, "--out", str(out)]) == 0
+    return out
+
+
+def test_training_says_the_recall_and_goes_on_from_a_finished_run(run, trained, world) -> None:
+    again = ("train", "memory", "--database", world, *TINY, "--out", trained)
+    status, out, _ = run(*again)
+    assert status == 0
+    assert re.search(r"step 4: recall [\d.]+% \[.*\] on unseen people", out)
+    assert len(FactDatabase(world)) == 400
+
+
+def test_settings_come_from_a_file_and_flags_override_them(run, trained, tmp_path: Path) -> None:
+    settings = yaml.safe_load((trained / "config.yaml").read_text())
+    assert settings["n_steps"] == 4
+    settings |= {"d_hidden": None, "n_steps": 3}
+    file = tmp_path / "settings.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    out = tmp_path / "run"
+    status, _, err = run("train", "memory", "--config", file, "--n-steps", 2, "--out", out)
+    assert status == 0, err
+    used = yaml.safe_load((out / "config.yaml").read_text())
+    assert used == settings | {"n_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("n_stepz: 3", "n_stepz"), ("[1, 2]", "mapping"), ("a: b: c", "is not YAML"), (None, "Cann")],
+)
+def test_a_settings_file_that_is_wrong_is_named(run, tmp_path, text: str | None, said: str) -> None:
+    file = tmp_path / "settings.yaml"
+    if text is not None:
+        file.write_text(text)
+    status, _, err = run("train", "memory", f"--config={file}", "--out", tmp_path / "run")
+    assert status == 2
+    assert said in sentence(err)
+    assert "settings.yaml" in err
+
+
+def test_training_refuses_what_cannot_work(run, trained: Path, world: str, tmp_path: Path) -> None:
+    base = ("train", "memory", "--database", world, *TINY)
+    for options, said in (
+        (("--out", trained, "--seed", 7), "seed=0, not 7"),
+        (("--out", tmp_path / "new", "--n-people", 500), "holds 400 people"),
+        (("--out", tmp_path / "new", "--device", "abacus"), "abacus"),
+    ):
+        status, _, err = run(*base, *options)
+        assert status == 2
+        assert said in sentence(err)
+    status, _, err = run(*base, "--out", tmp_path / "new", "--d-model", 17)
+    assert status == 2
+    assert err.count("does not divide by n_heads") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_leaves_a_folder_of_something_else_alone(run, world: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    status, _, err = run("train", "memory", "--database", world, *TINY, "--out", tmp_path)
+    assert status == 2
+    assert "holds 'thesis.tex' but no run" in sentence(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_eval_asks_about_people_the_run_did_not_train_on(run, trained, world, tmp_path) -> None:
+    out = tmp_path / "answers.jsonl"
+    status, said, _ = run("eval", trained, "--n", 6, "--out", out)
+    assert status == 0
+    assert re.search(r"in-tool, people from index 8: recall [\d.]+% \[.*of 6 questions", said)
+    assert said.count("it is") + said.count("right\n") == 3  # the sample answers
+    with FactDatabase(world) as database:
+        asked = [episode.fact.name for episode in read_episodes(out)]
+        assert asked == list(database.names(8, 14))
+    (checkpoint,) = (trained / "checkpoints").glob("step-*4")
+    options = ("--mode", "in-weight", "--start", 0, "--n", 2, "--database", world)
+    assert "in-weight, people from index 0" in run("eval", checkpoint, *options)[1]
+
+
+def test_eval_refuses_fewer_than_no_samples(run, trained: Path) -> None:
+    status, _, err = run("eval", trained, "--samples", -1)
+    assert status == 2
+    assert "samples is -1" in err
+
+
+def test_eval_needs_a_model(run, tmp_path: Path, world: str) -> None:
+    status, _, err = run("eval", tmp_path, "--database", world)
+    assert status == 2
+    assert "no trained model" in sentence(err)
+    save_model(NanoLlama(NanoLlamaConfig(d_model=16, n_heads=2)), tmp_path)
+    assert "name a database" in run("eval", tmp_path)[2]
+
+
+def test_a_trained_model_plays_as_an_agent(run, trained: Path, world: str, tmp_path: Path) -> None:
+    out = tmp_path / "episodes.jsonl"
+    options = ("--agent", trained, "--n", 2, "--temperature", 0.5, "--out", out)
+    assert run("rollout", "--database", world, *options)[0] == 0
+    assert run("show", out)[1].count("episode ") == 2
+
+
+def test_quickstart_runs_small(run, tmp_path: Path) -> None:
+    sizes = ("--n-people", 3, "--n-unseen", 1, "--n-memorised", 1)
+    sizes = (*sizes, "--n-steps", 3, "--n-twin-steps", 3)
+    status, out, err = run("quickstart", "--out", tmp_path / "quick", *sizes)
+    assert status == 0
+    assert "| in-tool | never seen |" in out
+    assert "in-tool 3/3" in err
+    assert (tmp_path / "quick/report.md").exists()
