@@ -191,9 +191,9 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
     import tyro
 
     config = _load(command.config)
-    names = [field.name for field in fields(config)]
-    if "config" in names:
-        arguments = [*_from_file(arguments, names), *arguments]
+    defaults = {field.name: field.default for field in fields(config)}
+    if "config" in defaults:
+        arguments = [*_from_file(arguments, defaults), *arguments]
 
     def read(arguments: Sequence[str]) -> Any:
         markers = (tyro.conf.FlagCreatePairsOff,)
@@ -208,8 +208,11 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
         raise
 
 
-def _from_file(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The settings of the YAML file at --config as flags, which later flags override."""
+def _from_file(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
+    """The settings of the YAML file at --config as flags, which later flags override.
+
+    defaults: of every setting there is.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
     try:
@@ -222,19 +225,20 @@ def _from_file(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     from itl_train.run_folder import read_yaml
 
     settings = read_yaml(Path(file))
-    if unknown := sorted(str(name) for name in settings if name not in names):
+    if unknown := sorted(str(name) for name in settings if name not in defaults):
         raise ConfigError(f"{file} has the setting {unknown[0]!r}, which does not exist.")
-    return _flags(settings)
+    return _flags(settings, defaults)
 
 
-def _flags(settings: Mapping[str, Any]) -> list[str]:
+def _flags(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
     flags = []
     for name, value in settings.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            flags.append(flag)
-        elif value is not False:
-            flags += [flag, *map(str, value if isinstance(value, list) else [value])]
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):  # there is only the flag that turns the default round
+            if value != defaults[name]:
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return flags
 
 

@@ -149,7 +149,9 @@ class MemoryRun:
         self.folder = RunFolder.open(out, {**dataclasses.asdict(config), "database": database})
         self.step = 0
         self.model = NanoLlama(
-            config.model_config(), seed=streams.key(config.seed, "initialisation") % 2**63
+            config.model_config(),
+            seed=streams.key(config.seed, "initialisation") % 2**63,
+            zero_residual=config.zero_residual,
         )
         self._loss_sum, self._loss_steps = 0.0, 0
         self.n_threads = config.n_threads or min(4, torch.get_num_threads())

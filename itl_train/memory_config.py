@@ -33,6 +33,7 @@ class MemoryConfig:
     d_hidden: int | None = 64  # width of the feed-forward; None for 4 d_model
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     max_length: int = 512  # tokens the model can see
+    zero_residual: bool = True  # blocks begin by adding nothing, which learns faster
     optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
     lr: float = 4e-3  # AdamW's learning rate
     muon_lr: float = 0.02  # Muon's learning rate

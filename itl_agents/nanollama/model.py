@@ -253,12 +253,17 @@ def _pasts(cache: KVCache, places: Tensor) -> list[Past]:
 
 
 class NanoLlama(nn.Module):
-    """The model; `forward` gives logits (batch, seq, vocabulary)."""
+    """The model; `forward` gives logits (batch, seq, vocabulary).
+
+    seed, zero_residual: see `initialise`.
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, config: NanoLlamaConfig, seed: int = 0) -> None:
+    def __init__(
+        self, config: NanoLlamaConfig, seed: int = 0, *, zero_residual: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         d = config.d_model
@@ -269,11 +274,16 @@ class NanoLlama(nn.Module):
         cos, sin = _angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.initialise(seed)
+        self.initialise(seed, zero_residual=zero_residual)
 
     @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draw matrices normal with std d^-0.5 cut at three std; gains are 1."""
+    def initialise(self, seed: int, *, zero_residual: bool = False) -> None:
+        """Draw matrices normal with std d^-0.5 cut at three std; gains are 1.
+
+        zero_residual: set to zero what writes into the residual stream, so that every block begins
+            by adding nothing (Goyal et al. 2017, arXiv 1706.02677, do so with a residual block's
+            last gain).
+        """
         generator = torch.Generator().manual_seed(seed)
         std = self.config.d_model**-0.5
         for parameter in self.parameters():
@@ -283,6 +293,11 @@ class NanoLlama(nn.Module):
                 nn.init.trunc_normal_(
                     parameter, std=std, a=-3 * std, b=3 * std, generator=generator
                 )
+        if zero_residual:
+            for block in self.blocks:
+                assert isinstance(block, Block)
+                block.out.zero_()
+                block.down.zero_()
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None

@@ -33,7 +33,7 @@ def test_training_says_the_recall_and_goes_on_from_a_finished_run(run, trained, 
 def test_settings_come_from_a_file_and_flags_override_them(run, trained, tmp_path: Path) -> None:
     settings = yaml.safe_load((trained / "config.yaml").read_text())
     assert settings["n_steps"] == 4
-    settings |= {"d_hidden": None, "n_steps": 3}
+    settings |= {"d_hidden": None, "n_steps": 3, "zero_residual": False}
     file = tmp_path / "settings.yaml"
     file.write_text(yaml.safe_dump(settings))
     out = tmp_path / "run"

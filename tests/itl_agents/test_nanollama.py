@@ -54,6 +54,16 @@ def test_logits_equal_those_of_transformers(config: NanoLlamaConfig, tmp_path: P
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
+def test_blocks_can_begin_by_adding_nothing() -> None:
+    ids = torch.tensor(prompts(0, [20]))
+    silent = NanoLlama(CONFIGS[0], seed=1, zero_residual=True)
+    with torch.inference_mode():
+        logits = silent(ids)
+        assert torch.allclose(logits[:, 5:6], silent(ids[:, 5:6]))
+        assert not torch.allclose(logits, NanoLlama(CONFIGS[0], seed=1)(ids))
+    assert torch.equal(silent.head, NanoLlama(CONFIGS[0], seed=1).head), "the rest is drawn alike"
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_parameters_are_counted(config: NanoLlamaConfig, tmp_path: Path) -> None:
     model, llama = saved(config, tmp_path)
