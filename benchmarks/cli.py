@@ -196,8 +196,7 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
         arguments = [*_from_file(arguments, defaults), *arguments]
 
     def read(arguments: Sequence[str]) -> Any:
-        markers = (tyro.conf.FlagCreatePairsOff,)
-        return tyro.cli(config, prog=f"itl {words}", args=arguments, config=markers)
+        return tyro.cli(config, prog=f"itl {words}", args=arguments)
 
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
@@ -234,9 +233,8 @@ def _flags(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str
     flags = []
     for name, value in settings.items():
         flag = name.replace("_", "-")
-        if isinstance(value, bool):  # there is only the flag that turns the default round
-            if value != defaults[name]:
-                flags.append(f"--{flag}" if value else f"--no-{flag}")
+        if isinstance(value, bool) and isinstance(defaults[name], bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             flags += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return flags

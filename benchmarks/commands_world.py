@@ -172,7 +172,7 @@ def run_validate(config: Validate) -> None:
                 attributes=attributes,
                 style=config.style,
                 dialect=config.dialect,
-                limit=n_people,
+                keys=slice(n_people),
                 seed=config.seed,
                 on_progress=progress.at,
             )

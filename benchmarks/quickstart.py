@@ -100,27 +100,31 @@ def quickstart(
     with clock("make the database"):
         url = make_world(config, say)
     with clock("validate"):
-        validate_world(url, say)
+        validate_world(url, config, say)
+    with clock("load torch"):
+        run_by_name = run_configs(config, url)
     asked = [
         ask_run(name, run_config, config, clock, say, on_metrics, track)
-        for name, run_config in run_configs(config, url).items()
+        for name, run_config in run_by_name.items()
     ]
     rows = [row for run in asked for row in run["rows"]]
+    with clock("guess"):
+        rows.append(vars(ask_guesser(config, url)))
     results = {
         "config": settings,
         "parameters": {run["name"]: run["parameters"] for run in asked},
         "bits_per_fact": world_entropy(config.n_people, "paper", seed=config.seed).bits_per_fact,
-        "rows": [*rows, vars(ask_guesser(config, url))],
-        "seconds": {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)},
+        "rows": rows,
         "machine": machine(),
     }
-    write_text(finished, json.dumps(results, indent=1) + "\n")
-    from benchmarks.plots import quickstart_figure
+    with clock("draw"):
+        from benchmarks.plots import quickstart_figure
 
-    quickstart_figure(
-        results, {run["name"]: run["metrics"] for run in asked}, config.out / "quickstart.png"
-    )
+        curves = {run["name"]: run["metrics"] for run in asked}
+        quickstart_figure(results, curves, config.out / "quickstart.png")
+    results["seconds"] = {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)}
     write_text(config.out / "report.md", report(results))
+    write_text(finished, json.dumps(results, indent=1) + "\n")  # last: it says that all is there
     return results
 
 
@@ -169,7 +173,10 @@ def ask_run(
 
 
 class StageClock:
-    """Seconds of each stage, those of earlier, interrupted invocations included."""
+    """Seconds of each stage, those of earlier, interrupted invocations included.
+
+    Those of a stage that was killed are lost.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -190,21 +197,21 @@ class StageClock:
 
 
 def make_world(config: QuickstartConfig, say: Say) -> str:
-    """Build the database, unless an interrupted run has; returns its URL."""
-    path = config.out / f"people-{config.n_people}-seed-{config.seed}.db"
-    url = f"sqlite:///{path}"
-    if not path.exists():
-        FactDatabase.create(url, people(config.n_people, seed=config.seed)).close()
-    say(f"database: {config.n_people:,} people, {config.n_people * 4:,} facts in {path}")
-    return url
+    """Build the database, unless an interrupted run has; returns its absolute path."""
+    file = config.out / f"people-{config.n_people}-seed-{config.seed}.db"
+    if not file.exists():
+        FactDatabase.create(file, people(config.n_people, seed=config.seed)).close()
+    n_facts = config.n_people * len(ATTRIBUTES)
+    say(f"database: {config.n_people:,} people, {n_facts:,} facts in {file}")
+    return str(file.absolute())
 
 
-def validate_world(url: str, say: Say, limit: int = 1_000) -> None:
-    """Check the facts of the first people; raises ITLError if the world does not work."""
+def validate_world(url: str, config: QuickstartConfig, say: Say) -> None:
+    """Check the facts of the unseen people; raises ITLError if the world does not work."""
     from benchmarks.validate import validate
 
     with FactDatabase(url) as database:
-        validation = validate(database, limit=min(limit, len(database)))
+        validation = validate(database, keys=slice(config.n_people - config.n_unseen, None))
     if validation.problems:
         raise ITLError(f"{validation.problems[0]}.")
     for check in validation.checks:
@@ -252,11 +259,11 @@ def ask(
     n_people: int,
     track: Track = lambda episodes, label, total: episodes,
 ) -> Row:
-    """One question about each of n people (all attributes if they are fewer than 250)."""
+    """One question about each of n people (all attributes if that is at most 1,000)."""
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount, one_question_each
 
-    every = n_people * 4 <= 1_000
+    every = n_people * len(ATTRIBUTES) <= 1_000
     facts = list(task.facts()) if every else one_question_each(task, n_people)
     count = RecallCount()
     for episode in track(rollout(agent, task, facts), f"asking {name}", len(facts)):

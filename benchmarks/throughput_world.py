@@ -76,7 +76,7 @@ def lookups(path: Path, *, seed: int, n_batches: int, rounds: int) -> list[dict[
         found["id"] = [by_id(attribute, row) for row, attribute in ids]
         return len(asked)
 
-    what = f"FactDatabase.lookup, batches of {BATCH:,}"
+    what = f"FactDatabase.lookup, batches of {BATCH:,} (target: 150,000/s)"
     name = "sqlite3, one SELECT by unique name"
     number = "sqlite3, one SELECT by integer primary key"
     rates = race({what: ours, name: raw_by_name, number: raw_by_id}, rounds)

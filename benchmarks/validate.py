@@ -82,11 +82,11 @@ def validate(
     attributes: Sequence[str] | None = None,
     style: Style = "compact",
     dialect: Dialect = "lookup",
-    limit: int | None = None,
+    keys: slice = slice(None),
     seed: int = 0,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Validation:
-    """Play every fact of the first `limit` people (all by default) and count; streamed.
+    """Play every fact of the people at `keys` (all by default) and count; streamed.
 
     on_progress: called now and then with the number of expert episodes played, of two for each
         fact.
@@ -99,7 +99,7 @@ def validate(
     for mode in MODES:
         task = RecallTask(
             database,
-            keys=slice(limit),
+            keys=keys,
             attributes=attributes,
             style=style,
             dialect=dialect,

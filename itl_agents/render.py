@@ -23,6 +23,7 @@ IGNORED = -100
 class DialogueTokenizer(Protocol):
     """A tokenizer with the four marks of a dialogue."""
 
+    vocabulary_size: int
     user_id: int
     assistant_id: int
     database_id: int

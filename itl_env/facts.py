@@ -24,9 +24,8 @@ from itl_env import streams
 from itl_env.errors import ConfigError
 
 ATTRIBUTES = ("birth_date", "birth_place", "current_address", "occupation")
-FAMILY_ATTRIBUTES = ATTRIBUTES[
-    1:
-]  # those that a correlated world shares among people of one last name
+# Those that a correlated world shares among people of one last name.
+FAMILY_ATTRIBUTES = ATTRIBUTES[1:]
 BIRTH_DATES = tuple(
     f"{day}/{month}/{year}"
     for year in range(1950, 2001)

@@ -103,9 +103,13 @@ class Dialogues:
 class BatchPlan:
     """Which dialogues make up the batch of each step.
 
-    Dialogues are drawn epoch by epoch without replacement. `GROUP` batches' worth of them at a
-    time are sorted by length and cut into batches, which are then played in random order: rows of a
-    batch have nearly equal length, and padding is a few per cent.
+    Dialogues are drawn epoch by epoch without replacement. `GROUP` batches' worth of them at a time
+    (or an epoch's, where that is less, so that no batch holds a dialogue twice) are sorted by
+    length and cut into batches, which are then played in random order: rows of a batch have nearly
+    equal length, and padding is a few per cent.
+
+    The seed drives what is drawn. The order in which short and long batches come is the same for
+    all seeds, so that the members of an ensemble pad little together.
     """
 
     GROUP = 64
@@ -114,25 +118,26 @@ class BatchPlan:
         self.dialogues = dialogues
         self.batch_size = batch_size
         self.seed = seed
+        self.group = min(self.GROUP, max(1, len(dialogues) // batch_size))
         self._lengths = dialogues.lengths.cpu().numpy()
-        self._group_index = -1
-        self._group: list[Tensor] = []
+        self._drawn_index = -1
+        self._drawn: list[Tensor] = []
 
     def rows(self, step: int) -> Tensor:
         """The dialogues of the batch at `step`, (batch,)."""
-        group, place = divmod(step, self.GROUP)
-        if group != self._group_index:
-            self._group, self._group_index = self._make_group(group), group
-        return self._group[place]
+        index, place = divmod(step, self.group)
+        if index != self._drawn_index:
+            self._drawn, self._drawn_index = self._draw(index), index
+        return self._drawn[place]
 
     def batch(self, step: int) -> Batch:
         """The batch at `step`."""
         return self.dialogues.batch(self.rows(step))
 
-    def _make_group(self, group: int) -> list[Tensor]:
-        n = len(self.dialogues)
-        size = self.GROUP * self.batch_size
-        drawn = np.arange(group * size, (group + 1) * size, dtype=np.uint64)
+    def _draw(self, index: int) -> list[Tensor]:
+        """The batches of one group, in the order in which they are played."""
+        n, size = len(self.dialogues), self.group * self.batch_size
+        drawn = np.arange(index * size, (index + 1) * size, dtype=np.uint64)
         epochs, places = drawn // n, drawn % n
         rows = np.empty(size, dtype=np.int64)
         for epoch in np.unique(epochs):
@@ -141,9 +146,7 @@ class BatchPlan:
             rows[inside] = streams.permute(places[inside], n, shuffle)
         rows = rows[np.argsort(self._lengths[rows], kind="stable")]
         order = streams.permute(
-            np.arange(self.GROUP, dtype=np.uint64),
-            self.GROUP,
-            streams.key(self.seed, "group", group),
+            np.arange(self.group, dtype=np.uint64), self.group, streams.key(0, "group", index)
         )
-        batches = torch.from_numpy(rows).view(self.GROUP, self.batch_size)
+        batches = torch.from_numpy(rows).view(self.group, self.batch_size)
         return list(batches[torch.from_numpy(order.astype(np.int64))].to(self.dialogues.ids.device))

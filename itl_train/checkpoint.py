@@ -19,7 +19,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-<step>`: a Hugging Face model folder and the trainer's state.
 
-    It is written under another name, flushed to disk, and renamed.
+    It is written under another name, flushed to disk, and renamed. There must be none of that step.
     """
     final = folder / f"{_PREFIX}{step:07d}"
     partial = folder / f".{final.name}.partial"
@@ -31,12 +31,8 @@ def save_checkpoint(
     for file in partial.iterdir():
         _flush(file)
     _flush(partial)
-    stale = folder / f".{final.name}.stale.partial"
-    if final.exists():  # renamed, so that one of the two is whole at every moment
-        final.replace(stale)
     partial.replace(final)
     _flush(folder)
-    shutil.rmtree(stale, ignore_errors=True)
     return final
 
 

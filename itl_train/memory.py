@@ -33,7 +33,7 @@ from itl_train.checkpoint import checkpoints, keep_last, load_checkpoint, save_c
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.optim import Muon, warmup_then_linear
-from itl_train.run_folder import RunFolder
+from itl_train.run_folder import RunFolder, has_begun
 
 __all__ = [
     "MemoryConfig",
@@ -142,12 +142,12 @@ class MemoryRun:
         self.tasks = Tasks.open(config)
         self.tokenizer = ByteTokenizer()
         self._dialogues: Dialogues | None = None
-        if not RunFolder(out).begun:
-            self._render()
         # The address as it may be written down: without a password.
-        database = self.tasks.seen.database.url
-        self.folder = RunFolder.open(out, {**dataclasses.asdict(config), "database": database})
-        self.step = 0
+        settings = {**dataclasses.asdict(config), "database": self.tasks.seen.database.url}
+        if not has_begun(out, settings):
+            self._render()
+        self.folder = RunFolder.open(out, settings)
+        self.step = self._saved_step = 0
         self.model = NanoLlama(
             config.model_config(),
             seed=streams.key(config.seed, "initialisation") % 2**63,
@@ -190,7 +190,7 @@ class MemoryRun:
                 continue
             for other in broken:  # they must not count among those that are kept
                 shutil.rmtree(other)
-            self.step = state["step"]
+            self.step = self._saved_step = state["step"]
             # Sums depend on how many threads share them: the same bits need the same number.
             self.n_threads = state["n_threads"]
             self._digest = state["dialogues"]
@@ -293,7 +293,12 @@ class MemoryRun:
         return row
 
     def _save(self) -> None:
-        """Write a checkpoint; raises ITLError instead of keeping weights that are not finite."""
+        """Write a checkpoint unless this step has one.
+
+        Raises ITLError instead of keeping weights that are not finite.
+        """
+        if self.step == self._saved_step:
+            return
         if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
             raise ITLError(
                 f"The weights are not finite after step {self.step}; lower lr or muon_lr. "
@@ -309,6 +314,7 @@ class MemoryRun:
         }
         folder = self.folder.checkpoints
         save_checkpoint(folder, self.step, self.model, self.tokenizer, state)
+        self._saved_step = self.step
         keep_last(folder, self.config.keep_checkpoints)
 
 

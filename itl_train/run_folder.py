@@ -23,11 +23,6 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
 
-    @property
-    def begun(self) -> bool:
-        """Whether the folder holds a run."""
-        return (self.path / "config.yaml").exists()
-
     @classmethod
     def open(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
         """Begin a run in `path`, or reopen the run that is there; raises what `begin` raises."""
@@ -72,44 +67,51 @@ class RunFolder:
         warnings.warn(message, stacklevel=3)
 
 
+def has_begun(path: Path, config: dict[str, Any]) -> bool:
+    """Whether the folder holds the run of this configuration; False if it is new or empty.
+
+    Raises ConfigError if it holds another run or something else.
+    """
+    elsewhere = "choose another folder, or remove it."
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; name a folder for the run.")
+    if (path / "config.yaml").exists():
+        there, wanted = read_yaml(path / "config.yaml"), _as_read(config)
+        if there.keys() != wanted.keys():
+            raise ConfigError(f"{path} holds a run of another kind; {elsewhere}")
+        if differing := [key for key in wanted if there[key] != wanted[key]]:
+            key = differing[0]
+            raise ConfigError(
+                f"{path} holds a run with {key}={there[key]!r}, not {wanted[key]!r}; {elsewhere}"
+            )
+        return True
+    # A run that was killed as it began leaves its versions, or an unfinished file.
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    foreign = [name for name in names if name != "versions.json" and not name.startswith(".")]
+    if foreign:
+        raise ConfigError(f"{path} holds {foreign[0]!r} but no run; {elsewhere}")
+    return False
+
+
 def begin(path: Path, config: dict[str, Any]) -> None:
     """Write `config.yaml` and `versions.json` in a new folder; nothing if they are there already.
 
-    Raises ConfigError if the folder holds another run or something else, and ITLError if it cannot
-    be written.
+    Raises what `has_begun` raises, and ITLError if the folder cannot be written.
     """
-    # Through YAML and back, so that what is compared is what the file can hold.
-    config = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
-    file = path / "config.yaml"
-    if file.exists():
-        there = read_yaml(file)
-        elsewhere = "choose another folder, or remove it."
-        if there.keys() != config.keys():
-            raise ConfigError(f"{path} holds a run of another kind; {elsewhere}")
-        if differing := [key for key in config if there[key] != config[key]]:
-            key = differing[0]
-            raise ConfigError(
-                f"{path} holds a run with {key}={there[key]!r}, not {config[key]!r}; {elsewhere}"
-            )
-        return
     try:
+        if has_begun(path, config):
+            return
         path.mkdir(parents=True, exist_ok=True)
-        # A run that was killed as it began leaves its versions, or an unfinished file.
-        foreign = [
-            entry.name
-            for entry in path.iterdir()
-            if entry.name != "versions.json" and not entry.name.startswith(".")
-        ]
-        if foreign:
-            raise ConfigError(
-                f"{path} holds {sorted(foreign)[0]!r} but no run; choose a new or empty folder."
-            )
         write_text(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
-        write_text(file, yaml.safe_dump(config, sort_keys=False))
-    except FileExistsError:
-        raise ITLError(f"{path} is a file; name a folder for the run.") from None
+        write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
         raise ITLError(f"Cannot write the run folder {path}: {error.strerror}.") from None
+
+
+def _as_read(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings as they come back from YAML, which knows no tuples, say."""
+    read: dict[str, Any] = yaml.safe_load(yaml.safe_dump(config, sort_keys=False))
+    return read
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from itl_agents.nanollama.model import NanoLlama
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import DialogueTokenizer, render_prompt
 from itl_env.episode import Completion
+from itl_env.errors import ConfigError
 
 
 class NanoLlamaAgent:
@@ -16,6 +17,8 @@ class NanoLlamaAgent:
 
     temperature: 0 is greedy; above 0 each turn is drawn with the conversation's own seed.
     max_new_tokens: of one turn; a longer turn is cut (`finish_reason` is `length`).
+
+    Raises ConfigError for a model of another vocabulary than the tokenizer's.
 
     A conversation too long for the model ends in a completion with `finish_reason` `error`.
     """
@@ -31,6 +34,11 @@ class NanoLlamaAgent:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer or ByteTokenizer()
+        if model.config.vocabulary_size != self.tokenizer.vocabulary_size:
+            raise ConfigError(
+                f"The model writes {model.config.vocabulary_size:,} tokens, but its tokenizer "
+                f"knows {self.tokenizer.vocabulary_size:,}."
+            )
         self.name = name
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens

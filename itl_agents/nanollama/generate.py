@@ -1,5 +1,6 @@
 """Batched generation with a key-value cache: prompts of any lengths together, ended rows leave."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from itl_agents.nanollama.model import KVCache, NanoLlama
+from itl_agents.nanollama.cache import KVCache
+from itl_agents.nanollama.model import NanoLlama
 from itl_env import streams
 
 ROOM = 32
@@ -34,12 +36,13 @@ class TurnMemory:
     def __init__(self, after: Sequence[int]) -> None:
         self.after = tuple(after)
         self._places: dict[tuple[int, ...], _Place] = {}
-        self._weights: tuple[tuple[int, int], ...] = ()
+        self._weights = b""
 
     def take(self, model: NanoLlama, prompts: Sequence[Sequence[int]]) -> "list[_Place | None]":
         """Where the beginning of each prompt is, if it is known; all is forgotten here."""
-        places = self._places if self._weights == _version(model) else {}
-        self._places, self._weights = {}, _version(model)
+        weights = _digest(model)
+        places = self._places if self._weights == weights else {}
+        self._places, self._weights = {}, weights
         return [places.get(self._beginning(prompt)) for prompt in prompts] if places else []
 
     def put(self, sequences: Sequence[tuple[int, ...]], block: KVCache) -> None:
@@ -80,9 +83,11 @@ def generate(
     seeds: one for each prompt; needed when temperature is above 0.
     memory: what the same model read and wrote in the turns before these.
 
-    Raises ValueError for an empty prompt, one that leaves no room for a new token, or missing
-    seeds.
+    Raises ValueError for an empty prompt, one that leaves no room for a new token, missing seeds,
+    or no new tokens.
     """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
     if not prompts:
         return []
     device = model.embedding.device
@@ -166,9 +171,12 @@ def _read(
     return logits, cache
 
 
-def _version(model: NanoLlama) -> tuple[tuple[int, int], ...]:
-    """Changes with every change of the weights."""
-    return tuple((id(weights), weights._version) for weights in model.parameters())
+def _digest(model: NanoLlama) -> bytes:
+    """A hash of all weights. Version counters would not do: fused optimizers leave them alone."""
+    found = hashlib.blake2b(digest_size=16)
+    for weight in model.parameters():
+        found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.digest()
 
 
 class _Gumbel:
@@ -180,10 +188,10 @@ class _Gumbel:
     def __init__(self, seeds: Sequence[int], vocabulary_size: int) -> None:
         self.seeds = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
         self.places = np.arange(vocabulary_size, dtype=np.uint64)
-        self.key = streams.key(0, "gumbel")
 
     def __call__(self, live: Tensor, step: int) -> Tensor:
-        mixed = streams.bits(self.key, self.seeds[live.cpu().numpy()] + np.uint64(step))
-        raw = streams.bits(self.key, mixed[:, None] + self.places)
+        key = streams.key(0, "gumbel", step)
+        mixed = streams.bits(key, self.seeds[live.cpu().numpy()])
+        raw = streams.bits(key, mixed[:, None] + self.places)
         uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
         return torch.from_numpy(-np.log(-np.log(uniform)))

@@ -54,6 +54,21 @@ def test_a_finished_run_is_read_not_trained_again(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.safetensors")} == before
 
 
+def test_a_run_without_its_figure_is_not_finished(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.plots.quickstart_figure", fail)
+        with pytest.raises(OSError, match="No space"):
+            quickstart(small(tmp_path / "run"), say=lambda line: None)
+    results = quickstart(small(tmp_path / "run"), say=lambda line: None)
+    assert (tmp_path / "run" / "quickstart.png").exists()
+    assert results["rows"] == json.loads((finished / "results.json").read_text())["rows"]
+
+
 def test_ctrl_c_leaves_a_run_that_goes_on(finished: Path, tmp_path: Path) -> None:
     def interrupt(run: str, row: dict) -> None:
         if run == "in-weight":
@@ -88,7 +103,7 @@ def test_what_cannot_work_is_said_first(tmp_path: Path, finished: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ITLError, match="Cannot write the run folder"):
         quickstart(small(tmp_path / "file" / "run"), say=lambda line: None)
-    with pytest.raises(ITLError, match="is a file"):
+    with pytest.raises(ConfigError, match="is a file"):
         quickstart(small(tmp_path / "file"), say=lambda line: None)
     with pytest.raises(ConfigError, match="holds 'file' but no run"):
         quickstart(small(tmp_path), say=lambda line: None)

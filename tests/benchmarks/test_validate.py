@@ -27,7 +27,7 @@ def towns(n: int = 50, **values: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("style", ["compact", "fenced"])
 @pytest.mark.parametrize("dialect", ["lookup", "sql"])
 def test_the_world_is_valid(world: str, style: str, dialect: str) -> None:
-    found = validate(FactDatabase(world), style=style, dialect=dialect, limit=100)
+    found = validate(FactDatabase(world), style=style, dialect=dialect, keys=slice(100))
     assert found.problems == []
     assert found.n_people == 100
     assert {(check.mode, check.agent) for check in found.checks} == {
@@ -173,6 +173,6 @@ def test_progress_counts_every_expert_episode_and_the_table_shows_all_checks(wor
 def test_nothing_is_written(world: str) -> None:
     path = Path(world.removeprefix("sqlite:///"))
     before = path.read_bytes()
-    validate(FactDatabase(world), dialect="sql", limit=20)
+    validate(FactDatabase(world), dialect="sql", keys=slice(20))
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]

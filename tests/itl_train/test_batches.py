@@ -1,5 +1,6 @@
 """Batches hold what the renderer says, pad little, and follow from (seed, step) alone."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,7 +37,7 @@ def test_a_batch_trains_exactly_what_the_renderer_says(episodes) -> None:
 
 def test_little_is_padded(episodes) -> None:
     plan = BatchPlan(Dialogues.render(episodes, TOKENIZER), 16, seed=0)
-    batches = [plan.batch(step) for step in range(BatchPlan.GROUP)]
+    batches = [plan.batch(step) for step in range(plan.group)]
     padded = sum(batch.input_ids.numel() for batch in batches)
     assert sum(batch.n_tokens for batch in batches) / padded > 0.95
 
@@ -48,6 +49,26 @@ def test_every_dialogue_is_seen_once_an_epoch(episodes) -> None:
     assert torch.equal(torch.bincount(seen), torch.full((1024,), 2))
     first = torch.cat([plan.rows(step) for step in range(64)])
     assert len(first.unique()) == len(first)
+
+
+def test_a_batch_of_a_small_world_holds_no_dialogue_twice(episodes) -> None:
+    """Else most of a step would go into one or two dialogues."""
+    plan = BatchPlan(Dialogues.render(episodes[:70], TOKENIZER), 32, seed=0)
+    for step in range(100):
+        counts = torch.bincount(plan.rows(step))
+        # A group that lies across two epochs may draw a dialogue in both.
+        assert counts.max() <= 2
+        assert (counts == 2).sum() < 16
+    assert BatchPlan(Dialogues.render(episodes[:8], TOKENIZER), 32, seed=0).rows(3).shape == (32,)
+
+
+def test_seeds_meet_short_and_long_batches_together(episodes) -> None:
+    dialogues = Dialogues.render(episodes, TOKENIZER)
+    plans = [BatchPlan(dialogues, 16, seed) for seed in range(3)]
+    lengths = [[int(dialogues.lengths[p.rows(s)].max()) for s in range(64)] for p in plans]
+    assert lengths[0] != lengths[1]
+    for other in lengths[1:]:
+        assert np.corrcoef(lengths[0], other)[0, 1] > 0.95
 
 
 def test_a_step_needs_no_steps_before_it(episodes) -> None:

@@ -1,4 +1,4 @@
-"""A run that is killed in the midst of writing a checkpoint goes on to the same bits."""
+"""A run that is killed in the midst of writing its files goes on to the same bits."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ world, root = sys.argv[1], pathlib.Path(sys.argv[2])
 torch.set_num_threads(1)
 config = MemoryConfig(
     database=world, n_people=8, n_unseen=0, d_model=8, n_layers=1, n_heads=2, d_hidden=8,
-    batch_size=2, n_steps=6, checkpoint_every=2, keep_checkpoints=1, log_every=1, n_evaluate=1,
+    batch_size=2, n_steps=4, checkpoint_every=2, keep_checkpoints=1, log_every=1, n_evaluate=1,
     n_threads=1,
 )
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
@@ -27,14 +27,14 @@ def weights(out):
 
 
 def in_child(out, kill_at):
-    """Train in a fork that kills itself before its kill_at-th operation on checkpoint files."""
+    """Train in a fork that kills itself before its kill_at-th operation on the run's files."""
     pid = os.fork()
     if pid == 0:
         seen = 0
 
         def watch(event, arguments):
             nonlocal seen
-            if event in WATCHED and str(out / "checkpoints") in str(arguments[0]):
+            if event in WATCHED and str(out) in str(arguments[0]):
                 seen += 1
                 if seen == kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -53,19 +53,17 @@ while in_child(root / str(kill_at), kill_at):
     out = root / str(kill_at)
     train_memory(config, out)
     assert all(map(torch.equal, weights(out), expected)), f"killed at operation {kill_at}"
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000006"]
-    kill_at += 2
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-0000004"]
+    kill_at += 1
 print(kill_at)
 '''
 
 
-def test_a_kill_at_any_file_operation_of_a_checkpoint_costs_nothing(
-    world: str, tmp_path: Path
-) -> None:
+def test_a_kill_at_any_file_operation_of_a_run_costs_nothing(world: str, tmp_path: Path) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     run = subprocess.run(
         [sys.executable, driver, world, tmp_path], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) > 30, "several checkpoints of a dozen operations each were struck"
+    assert int(run.stdout) > 30, "two checkpoints of a dozen operations each, and more"
