@@ -6,12 +6,13 @@ no state of the data beyond the step.
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from itl_agents.render import IGNORED, DialogueTokenizer, render
@@ -82,10 +83,13 @@ class Dialogues:
         """(n,) tokens of each dialogue."""
         return self.starts.diff()
 
-    def batch(self, rows: Tensor) -> Batch:
-        """The dialogues `rows` (batch,) side by side, without each one's last token as input."""
+    def batch(self, rows: Tensor, pad_to: int = 0) -> Batch:
+        """The dialogues `rows` (batch,) side by side, without each one's last token as input.
+
+        pad_to: tokens of every row, the last included; 0 for those of the longest.
+        """
         starts, lengths = self.starts[rows], self.lengths[rows]
-        width = int(lengths.max())
+        width = max(int(lengths.max()), pad_to)
         offsets = torch.arange(width, device=rows.device)
         inside = offsets < lengths[:, None]
         places = (starts[:, None] + offsets).clamp_max(len(self.ids) - 1)
@@ -110,12 +114,15 @@ class BatchPlan:
 
     The seed drives what is drawn. The order in which short and long batches come is the same for
     all seeds, so that the members of an ensemble pad little together.
+
+    pad_to: tokens of every row; batches are then drawn without regard to length.
     """
 
     GROUP = 64
 
-    def __init__(self, dialogues: Dialogues, batch_size: int, seed: int) -> None:
+    def __init__(self, dialogues: Dialogues, batch_size: int, seed: int, pad_to: int = 0) -> None:
         self.dialogues = dialogues
+        self.pad_to = pad_to
         self.batch_size = batch_size
         self.seed = seed
         self.group = min(self.GROUP, max(1, len(dialogues) // batch_size))
@@ -132,7 +139,7 @@ class BatchPlan:
 
     def batch(self, step: int) -> Batch:
         """The batch at `step`."""
-        return self.dialogues.batch(self.rows(step))
+        return self.dialogues.batch(self.rows(step), self.pad_to)
 
     def _draw(self, index: int) -> list[Tensor]:
         """The batches of one group, in the order in which they are played."""
@@ -144,9 +151,34 @@ class BatchPlan:
             inside = epochs == epoch
             shuffle = streams.key(self.seed, "epoch", int(epoch))
             rows[inside] = streams.permute(places[inside], n, shuffle)
-        rows = rows[np.argsort(self._lengths[rows], kind="stable")]
+        if not self.pad_to:
+            rows = rows[np.argsort(self._lengths[rows], kind="stable")]
         order = streams.permute(
             np.arange(self.group, dtype=np.uint64), self.group, streams.key(0, "group", index)
         )
         batches = torch.from_numpy(rows).view(self.group, self.batch_size)
         return list(batches[torch.from_numpy(order.astype(np.int64))].to(self.dialogues.ids.device))
+
+
+def stacked(batches: Sequence[Batch]) -> Batch:
+    """The batches of an ensemble's members as one, each tensor with a leading member axis.
+
+    Rows are padded to the longest of all; positions to the largest number of them, where the
+    targets are IGNORED.
+    """
+    width = max(batch.input_ids.shape[1] for batch in batches)
+    n = max(len(batch.positions) for batch in batches)
+    ids, positions, targets = [], [], []
+    for batch in batches:
+        seq = batch.input_ids.shape[1]
+        ids.append(F.pad(batch.input_ids, (0, width - seq)))
+        # The same places in wider rows.
+        places = batch.positions.div(seq, rounding_mode="floor") * width + batch.positions % seq
+        positions.append(F.pad(places, (0, n - len(places))))
+        targets.append(F.pad(batch.targets, (0, n - len(places)), value=IGNORED))
+    return Batch(
+        torch.stack(ids),
+        torch.stack(positions),
+        torch.stack(targets),
+        sum(batch.n_tokens for batch in batches),
+    )

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for a good moment."""
+"""Signals to stop that wait for a good moment."""
 
 import signal
 import threading
@@ -6,27 +6,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+SIGNALS = tuple(
+    getattr(signal, name)
+    # Ctrl-C; what `kill` and schedulers send; what schedulers send some time before the end.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)
+
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back Ctrl-C inside the block; the yielded function says whether it was pressed.
+    """Hold back the signals to stop; the yielded function says whether one has come.
 
     Stopping between two optimizers would leave half a step in the weights, so a loop asks after
-    each step. A second Ctrl-C is not held back. Outside the main thread, which alone can handle
+    each step, saves, and leaves the block, where the signal then has the effect that it would have
+    had: KeyboardInterrupt for Ctrl-C, the end of the process, or a scheduler's handler. A second
+    signal of the same kind is not held back. Outside the main thread, which alone can handle
     signals, nothing is changed.
     """
-    pressed = threading.Event()
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield pressed.is_set
+        yield lambda: False
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def hold(number: int, frame: FrameType | None) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
+        came.append(number)
+        signal.signal(number, before[number])
 
-    signal.signal(signal.SIGINT, hold)
+    for number in SIGNALS:
+        signal.signal(number, hold)
     try:
-        yield pressed.is_set
+        yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

@@ -11,38 +11,34 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from itl_agents.agent import rollout
 from itl_agents.evaluate import measure_recall, one_question_each
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
-from itl_agents.nanollama.model import Block
 from itl_agents.scripted import ExpertAgent
 from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import RecallTask
-from itl_train.batches import Batch, BatchPlan, Dialogues
+from itl_train.batches import BatchPlan, Dialogues
 from itl_train.checkpoint import checkpoints, keep_last, load_checkpoint, save_checkpoint
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
-from itl_train.optim import Muon, warmup_then_linear
 from itl_train.run_folder import RunFolder, has_begun
+from itl_train.step import learning_rates, make_optimizers, train_step
 
 __all__ = [
     "MemoryConfig",
     "MemoryRun",
     "Tasks",
     "expert_dialogues",
-    "make_optimizers",
     "train_memory",
-    "train_step",
 ]
 
 
@@ -60,9 +56,9 @@ class Tasks:
         last = config.n_people + config.n_unseen
         if len(database) < last:
             raise ConfigError(
-                f"{database.place} holds {len(database):,} people, fewer than the "
-                f"{config.n_people:,} to train on and {config.n_unseen:,} unseen ones; lower "
-                "n_people or n_unseen."
+                f"{database.place} holds {len(database):,} people, fewer than {last:,}: "
+                f"{config.n_people:,} to train on (n_people) and {config.n_unseen:,} unseen ones "
+                "(n_unseen); lower one of them."
             )
         seen = config.task(database, slice(0, config.n_people))
         unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
@@ -74,54 +70,13 @@ def expert_dialogues(task: RecallTask, tokenizer: ByteTokenizer) -> Dialogues:
     return Dialogues.render(rollout(ExpertAgent(task), task, task.facts(), lanes=1024), tokenizer)
 
 
-def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for embeddings, head and gains; Muon or AdamW for the matrices of the blocks."""
-    shape = model.config
-    d, d_kv = shape.d_model, shape.kv_heads * shape.d_head
-    hidden: list[tuple[torch.nn.Parameter, tuple[int, ...]]] = []
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        hidden += [
-            (block.qkv, (d, d_kv, d_kv)),
-            (block.out, (d,)),
-            (block.gate_up, (shape.hidden_width, shape.hidden_width)),
-            (block.down, (d,)),
-        ]
-    is_hidden = {id(parameter) for parameter, _ in hidden}
-    others = [p for p in model.parameters() if id(p) not in is_hidden]
-    muon = []
-    if config.optimizer == "muon":
-        muon = [Muon(hidden, lr=config.muon_lr, weight_decay=config.weight_decay)]
-    else:
-        others += [parameter for parameter, _ in hidden]
-    adamw = torch.optim.AdamW(
-        others, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-    )
-    return [adamw, *muon]
+def _threads(config: MemoryConfig) -> int:
+    """As many threads as there are cores, at most 4; one where a step is small.
 
-
-def train_step(
-    model: NanoLlama,
-    optimizers: Sequence[torch.optim.Optimizer],
-    rates: Sequence[float],
-    batch: Batch,
-) -> float:
-    """One step of each optimizer at its learning rate; returns the loss before it.
-
-    rates: AdamW's and Muon's; the second is not used where AdamW takes all weights.
-
-    The weights stay as they are if the loss is not finite.
+    A second thread then saves a tenth of the time, and costs a multiple of it where another process
+    wants the core: threads that wait for one another spin.
     """
-    logits = model(batch.input_ids, positions=batch.positions)
-    loss = F.cross_entropy(logits, batch.targets)
-    loss.backward()
-    value = loss.item()
-    if math.isfinite(value):
-        for optimizer, rate in zip(optimizers, rates, strict=False):
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-    return value
+    return 1 if config.batch_size * config.d_model < 4_096 else min(4, torch.get_num_threads())
 
 
 class MemoryRun:
@@ -154,7 +109,7 @@ class MemoryRun:
             zero_residual=config.zero_residual,
         )
         self._loss_sum, self._loss_steps = 0.0, 0
-        self.n_threads = config.n_threads or min(4, torch.get_num_threads())
+        self.n_threads = config.n_threads or _threads(config)
         self._digest: str | None = None
         state = self._restore()
         keep_last(self.folder.checkpoints, config.keep_checkpoints)  # a kill may have left more
@@ -164,6 +119,7 @@ class MemoryRun:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         self.folder.forget_metrics_after(self.step)
+        self._last_evaluation = self.folder.last_evaluation()
 
     def _render(self) -> Dialogues:
         """The training dialogues, rendered once; raises ConfigError if the model is too short."""
@@ -207,14 +163,15 @@ class MemoryRun:
 
         on_metrics: called with every line of `metrics.jsonl` as it is written.
 
-        Ctrl-C finishes the step, saves a checkpoint and raises KeyboardInterrupt. Raises ITLError
-        at a loss that is not finite, naming the step.
+        Ctrl-C, and the signals by which a scheduler ends a job, let the step finish and a
+        checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
+        finite, naming the step.
         """
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self.n_threads)
         try:
             self._train(on_metrics)
-            last = self.folder.last_evaluation()
+            last = self._last_evaluation
             if last is None or last["step"] != self.step:
                 last = self._evaluate(on_metrics)
         finally:
@@ -223,7 +180,7 @@ class MemoryRun:
 
     def _train(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> None:
         """Take the steps that are left."""
-        if self.step == self.config.n_steps:
+        if self.finished:
             return
         dialogues = self._render()
         digest = dialogues.digest()
@@ -233,13 +190,20 @@ class MemoryRun:
                 "began; begin another run, or bring the old database back."
             )
         self._digest = digest
-        plan = BatchPlan(dialogues, self.config.batch_size, self.config.seed)
+        config = self.config
+        plan = BatchPlan(dialogues, config.batch_size, config.seed, config.pad_to)
         with deferred_interrupt() as interrupted:
-            while self.step < self.config.n_steps:
+            while not self.finished and not interrupted():
                 self._advance(plan, on_metrics)
-                if interrupted():
-                    self._save()
-                    raise KeyboardInterrupt
+            self._save()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or the recall to stop at is reached."""
+        if self.step == self.config.n_steps:
+            return True
+        last, stop_at = self._last_evaluation, self.config.stop_at
+        return bool(stop_at and last and last["recall_seen"] >= stop_at)
 
     def _advance(
         self, plan: BatchPlan, on_metrics: Callable[[dict[str, Any]], None] | None
@@ -248,9 +212,11 @@ class MemoryRun:
         config = self.config
         began = time.perf_counter()
         batch = plan.batch(self.step)
-        factor = warmup_then_linear(self.step, config.n_steps, config.n_warmup)
-        rates = (config.lr * factor, config.muon_lr * factor)
-        value = train_step(self.model, self.optimizers, rates, batch)
+        rates = learning_rates(config, self.step)
+        dtype = getattr(torch, config.dtype)
+        value, norm = train_step(
+            self.model, self.optimizers, rates, batch, clip=config.clip, dtype=dtype
+        )
         if not math.isfinite(value):
             raise ITLError(
                 f"The loss is {value} at step {self.step}; lower lr or muon_lr. "
@@ -264,7 +230,8 @@ class MemoryRun:
             row = {
                 "step": self.step,
                 "loss": self._loss_sum / self._loss_steps,
-                "lr": config.lr * factor,
+                "gradient_norm": norm,
+                "lr": rates[0],
                 "tokens_per_s": batch.n_tokens / seconds,
                 "exposures": self.step * config.batch_size / len(plan.dialogues),
             }
@@ -272,7 +239,7 @@ class MemoryRun:
             self.folder.log(row, on_metrics)
         if self.step % config.evaluate_every == 0 and self.step < config.n_steps:
             self._evaluate(on_metrics)
-        if self.step % config.checkpoint_every == 0 or self.step == config.n_steps:
+        if self.step % config.checkpoint_every == 0:
             self._save()
 
     def _evaluate(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
@@ -290,6 +257,7 @@ class MemoryRun:
                 f"right_{name}": count.right,
             }
         self.folder.log(row, on_metrics)
+        self._last_evaluation = row
         return row
 
     def _save(self) -> None:

@@ -4,8 +4,9 @@ So the command line can print its help at once.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
@@ -14,6 +15,30 @@ from itl_env.recall import Mode, RecallTask, max_queries_of
 
 if TYPE_CHECKING:
     from itl_agents.nanollama import NanoLlamaConfig
+
+RecipeName = Literal["fast", "published"]
+
+RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
+    # Muon on hidden matrices, blocks that begin silent, rows of nearly equal length.
+    "fast": {},
+    # arXiv 2508.20755, section 5: its optimizer, schedule, batch, padding and shape.
+    "published": {
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_hidden": None,
+        "style": "fenced",
+        "zero_residual": False,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.1,
+        "schedule": "cosine",
+        "n_warmup": 50,
+        "batch_size": 128,
+        "n_steps": 100_000,
+        "pad_to": 257,
+    },
+}
+"""Settings by recipe, where they differ from the defaults of `MemoryConfig`."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +63,14 @@ class MemoryConfig:
     lr: float = 4e-3  # AdamW's learning rate
     muon_lr: float = 0.02  # Muon's learning rate
     weight_decay: float = 0.0  # of both
+    clip: float = 0.0  # the largest norm a gradient may have; 0 for any
     batch_size: int = 16  # dialogues a step
+    pad_to: int = 0  # tokens of every row; 0 groups dialogues by length, and pads little
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     n_steps: int = 2_000  # optimizer steps
-    n_warmup: int = 50  # steps until the learning rate is full; then it falls linearly to 0
+    schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
+    n_warmup: int = 50  # steps until the learning rate is full
+    stop_at: float = 0.0  # recall on training people at which training ends early; 0 for never
     seed: int = 0  # drives initialisation and data order
     log_every: int = 50  # steps between lines of metrics.jsonl
     evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
@@ -48,19 +78,30 @@ class MemoryConfig:
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # how many of the last ones are kept
     device: str = "cpu"  # where to train: cpu, cuda, ...
-    n_threads: int = 0  # CPU threads; 0 for as many as there are cores, at most 4
+    n_threads: int = 0  # CPU threads; 0 for one if steps are small, else one a core, at most 4
+
+    @classmethod
+    def of(cls, recipe: RecipeName, **settings: Any) -> "MemoryConfig":
+        """The settings of a recipe, and others, which come first."""
+        return cls(**{**RECIPES[recipe], **settings})
 
     def __post_init__(self) -> None:
         positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("n_unseen", "n_warmup", "weight_decay", "n_threads"):
+        for name in ("n_unseen", "n_warmup", "weight_decay", "n_threads", "clip", "pad_to"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
         for name in ("lr", "muon_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if not 0 <= self.stop_at <= 1:
+            raise ConfigError(f"stop_at is {self.stop_at}; it must be a recall, 0 to 1.")
+        if self.pad_to > self.max_length + 1:
+            raise ConfigError(
+                f"pad_to is {self.pad_to}, longer than the model's max_length {self.max_length}."
+            )
         self.model_config()  # contradictions in the shape are reported before any work
 
     def model_config(self) -> "NanoLlamaConfig":

@@ -89,7 +89,7 @@ def has_begun(path: Path, config: dict[str, Any]) -> bool:
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     foreign = [name for name in names if name != "versions.json" and not name.startswith(".")]
     if foreign:
-        raise ConfigError(f"{path} holds {foreign[0]!r} but no run; {elsewhere}")
+        raise ConfigError(f"{path} holds {foreign[0]!r} but no run; name a new or empty folder.")
     return False
 
 

@@ -4,8 +4,12 @@ RMSNorm before attention and feed-forward, rotary positions, causal attention wi
 queries, SwiGLU of hidden width 4 d unless chosen otherwise, no biases, untied embeddings
 (arXiv 2508.20755, section 5). With 2 layers, 2 heads and the byte vocabulary of 260 it has
 P = 32 d^2 + 525 d parameters.
+
+An ensemble is one model whose weights carry a leading member axis: members share their shape and
+the steps of training, and nothing else.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -73,23 +77,27 @@ class NanoLlamaConfig:
 class Block(nn.Module):
     """One layer: attention, then feed-forward, each normalised first and added to the stream."""
 
-    def __init__(self, config: NanoLlamaConfig) -> None:
+    def __init__(self, config: NanoLlamaConfig, members: tuple[int, ...] = ()) -> None:
         super().__init__()
         d, d_kv = config.d_model, config.kv_heads * config.d_head
+
+        def weights(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*members, *shape))
+
         self.config = config
-        self.attention_norm = nn.Parameter(torch.ones(d))
-        self.qkv = nn.Parameter(torch.empty(d + 2 * d_kv, d))  # queries, keys, values stacked
-        self.out = nn.Parameter(torch.empty(d, d))
-        self.mlp_norm = nn.Parameter(torch.ones(d))
-        self.gate_up = nn.Parameter(torch.empty(2 * config.hidden_width, d))  # gate, up stacked
-        self.down = nn.Parameter(torch.empty(d, config.hidden_width))
+        self.attention_norm = weights(d)
+        self.qkv = weights(d + 2 * d_kv, d)  # queries, keys, values stacked
+        self.out = weights(d, d)
+        self.mlp_norm = weights(d)
+        self.gate_up = weights(2 * config.hidden_width, d)  # gate, up stacked
+        self.down = weights(d, config.hidden_width)
 
     def attend(self, x: Tensor, angles: tuple[Tensor, Tensor], past: "Past | None") -> Tensor:
         """Attention's addition to the residual stream x (batch, seq, d)."""
         config = self.config
         batch, seq, d = x.shape
         h = normalise(x, config.norm_epsilon)
-        heads = F.linear(h, self.qkv * self.attention_norm).view(batch, seq, -1, config.d_head)
+        heads = project(h, self.qkv, self.attention_norm).view(batch, seq, -1, config.d_head)
         # Queries and keys turn by the same angles, so they are rotated as one tensor.
         turning, v = heads.split((config.n_heads + config.kv_heads, config.kv_heads), dim=2)
         q, k = rotate(turning, *angles).split((config.n_heads, config.kv_heads), dim=2)
@@ -103,13 +111,27 @@ class Block(nn.Module):
             is_causal=past is None,
             enable_gqa=config.kv_heads != config.n_heads,
         )
-        return F.linear(out.transpose(1, 2).reshape(batch, seq, d), self.out)
+        return project(out.transpose(1, 2).reshape(batch, seq, d), self.out)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward's addition to the residual stream x (batch, seq, d)."""
         h = normalise(x, self.config.norm_epsilon)
-        gate, up = F.linear(h, self.gate_up * self.mlp_norm).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, self.down)
+        gate, up = project(h, self.gate_up, self.mlp_norm).chunk(2, dim=-1)
+        return project(F.silu(gate) * up, self.down)
+
+
+def project(x: Tensor, matrix: Tensor, gain: Tensor | None = None) -> Tensor:
+    """X (..., d_in), scaled by the gain (d_in,), times the matrix (d_out, d_in).
+
+    With a member axis, of (members, d_out, d_in) and (members, d_in), the rows of x belong to the
+    members in equal shares, one member after the other.
+    """
+    if gain is not None:
+        matrix = matrix * gain[..., None, :]
+    if matrix.ndim == 2:
+        return F.linear(x, matrix)
+    shares = x.reshape(len(matrix), -1, x.shape[-1])
+    return torch.bmm(shares, matrix.mT).view(*x.shape[:-1], matrix.shape[1])
 
 
 def normalise(x: Tensor, epsilon: float) -> Tensor:
@@ -154,64 +176,64 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class NanoLlama(nn.Module):
-    """The model; `forward` gives logits (batch, seq, vocabulary).
+    """The model, or an ensemble of models.
 
-    seed, zero_residual: see `initialise`.
+    seed: of the initialisation; a sequence of seeds makes an ensemble, whose member i is drawn as
+        the model of the i-th seed.
+    zero_residual: see `initialise`.
     """
 
     cos: Tensor
     sin: Tensor
 
     def __init__(
-        self, config: NanoLlamaConfig, seed: int = 0, *, zero_residual: bool = False
+        self, config: NanoLlamaConfig, seed: int | Sequence[int] = 0, *, zero_residual: bool = False
     ) -> None:
         super().__init__()
         self.config = config
+        self.n_members = None if isinstance(seed, int) else len(seed)
+        members = () if isinstance(seed, int) else (len(seed),)
         d = config.d_model
-        self.embedding = nn.Parameter(torch.empty(config.vocabulary_size, d))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = nn.Parameter(torch.ones(d))
-        self.head = nn.Parameter(torch.empty(config.vocabulary_size, d))
+        self.embedding = nn.Parameter(torch.empty(*members, config.vocabulary_size, d))
+        self.blocks = nn.ModuleList(Block(config, members) for _ in range(config.n_layers))
+        self.norm = nn.Parameter(torch.empty(*members, d))
+        self.head = nn.Parameter(torch.empty(*members, config.vocabulary_size, d))
         cos, sin = _angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.initialise(seed, zero_residual=zero_residual)
+        for weights, own in zip(
+            self.by_member(), [seed] if isinstance(seed, int) else seed, strict=True
+        ):
+            _initialise(weights, own, config, zero_residual=zero_residual)
 
-    @torch.no_grad()
-    def initialise(self, seed: int, *, zero_residual: bool = False) -> None:
-        """Draw matrices normal with std d^-0.5 cut at three std; gains are 1.
+    def by_member(self) -> list[dict[str, Tensor]]:
+        """The weights of each member (of the one model, if it is no ensemble), by name; views."""
+        named = {name: weights.data for name, weights in self.named_parameters()}
+        if self.n_members is None:
+            return [named]
+        return [{name: w[i] for name, w in named.items()} for i in range(self.n_members)]
 
-        zero_residual: set to zero what writes into the residual stream, so that every block begins
-            by adding nothing (Goyal et al. 2017, arXiv 1706.02677, do so with a residual block's
-            last gain).
-        """
-        generator = torch.Generator().manual_seed(seed)
-        std = self.config.d_model**-0.5
-        for parameter in self.parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            else:
-                nn.init.trunc_normal_(
-                    parameter, std=std, a=-3 * std, b=3 * std, generator=generator
-                )
-        if zero_residual:
-            for block in self.blocks:
-                assert isinstance(block, Block)
-                block.out.zero_()
-                block.down.zero_()
+    def member(self, index: int) -> "NanoLlama":
+        """A copy of one member as a model of its own."""
+        model = NanoLlama(self.config)
+        model.load_state_dict(self.by_member()[index])
+        return model.to(self.embedding.device)
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Logits of the next token.
+        """Logits of the next token, (batch, seq, vocabulary).
 
         ids: (batch, seq) token ids. Without a cache, rows are padded on the right, if at all:
             causal attention then never looks at padding.
         cache: what came before; ids are appended to it at each row's own length. The caller
             advances `cache.lengths` by the true number of new tokens in each row.
-        positions: flat indices into (batch * seq); only these get logits, (len(positions), vocab).
+        positions: (n,) flat indices into (batch * seq); only these get logits, (n, vocabulary).
+
+        An ensemble takes ids (members, batch, seq) and positions (members, n), and its logits have
+        a leading member axis; it takes no cache.
         """
-        seq = ids.shape[1]
+        lead, seq = ids.shape[:-1], ids.shape[-1]
         past: list[Past] | None = None
         if cache is None:
             angles = (self.cos[:, :seq], self.sin[:, :seq])
@@ -220,14 +242,50 @@ class NanoLlama(nn.Module):
             past = pasts(cache, places)
             places = places.clamp_max(self.config.max_length - 1)  # beyond it lies padding
             angles = (self.cos[0, places], self.sin[0, places])
-        x = F.embedding(ids, self.embedding)
+        if self.n_members is not None:
+            # One table of all members' embeddings; members lie side by side in the batch.
+            ids = (ids + self._offsets(self.config.vocabulary_size)[:, None]).flatten(0, 1)
+            if positions is not None:
+                positions = (positions + self._offsets(lead[1] * seq)).flatten()
+        x = F.embedding(ids, self.embedding.flatten(0, -2))
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
             x = x + block.attend(x, angles, None if past is None else past[layer])
             if positions is not None and layer == self.config.n_layers - 1:
                 x = x.flatten(0, 1)[positions]  # what follows is needed nowhere else
             x = x + block.feed_forward(x)
-        return F.linear(normalise(x, self.config.norm_epsilon), self.head * self.norm)
+        logits = project(normalise(x, self.config.norm_epsilon), self.head, self.norm)
+        if self.n_members is None:
+            return logits
+        shape = (*lead[1:], seq) if positions is None else (-1,)
+        return logits.view(self.n_members, *shape, logits.shape[-1])
+
+    def _offsets(self, stride: int) -> Tensor:
+        """Where each member's share begins, (members, 1)."""
+        assert self.n_members is not None
+        return torch.arange(self.n_members, device=self.embedding.device)[:, None] * stride
+
+
+@torch.no_grad()
+def _initialise(
+    weights: Mapping[str, Tensor], seed: int, config: NanoLlamaConfig, *, zero_residual: bool
+) -> None:
+    """Draw matrices normal with std d^-0.5 cut at three std; gains are 1.
+
+    zero_residual: set to zero what writes into the residual stream, so that every block begins by
+        adding nothing (Goyal et al. 2017, arXiv 1706.02677, do so with a residual block's last
+        gain).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    std = config.d_model**-0.5
+    for name, weight in weights.items():
+        if weight.ndim == 1:
+            weight.fill_(1.0)
+            continue
+        # Drawn even where it is then set to zero, so that the others are the same either way.
+        nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
+        if zero_residual and name.endswith((".out", ".down")):
+            weight.zero_()
 
 
 def _angles(config: NanoLlamaConfig) -> tuple[Tensor, Tensor]:

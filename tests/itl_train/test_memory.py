@@ -185,7 +185,9 @@ def test_a_resumed_run_keeps_its_number_of_threads(world: str, tmp_path: Path) -
     run.train()
     assert torch.get_num_threads() == 1, "a run gives back the threads it took"
     assert MemoryRun(tiny(world, n_threads=2), tmp_path).n_threads == 2
-    automatic = MemoryRun(tiny(world, n_threads=0, n_steps=5), tmp_path / "automatic")
+    assert MemoryRun(tiny(world, n_threads=0), tmp_path / "small").n_threads == 1
+    large = tiny(world, n_threads=0, n_steps=2, batch_size=256)
+    automatic = MemoryRun(large, tmp_path / "automatic")
     automatic.train()
     torch.set_num_threads(2)
     try:
@@ -211,7 +213,7 @@ def test_a_database_that_changed_is_noticed(tmp_path: Path) -> None:
 def test_bad_configurations_fail_before_any_work(world: str, tmp_path: Path) -> None:
     bad = {
         "does not divide": {"n_heads": 3},
-        "holds 400 people, fewer than the 395": {"n_people": 395},
+        "holds 400 people, fewer than 405: 395 to train on": {"n_people": 395},
         "n_steps is 0": {"n_steps": 0},
         "lr is -1": {"lr": -1.0},
         "shorter than": {"max_length": 64},

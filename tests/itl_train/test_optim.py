@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from itl_train.optim import Muon, orthogonalise, warmup_then_linear
+from itl_train.optim import (
+    MemberAdamW,
+    Muon,
+    clip_gradients,
+    gradient_norms,
+    orthogonalise,
+    warmup_then_cosine,
+    warmup_then_linear,
+)
 
 
 def test_singular_values_come_near_one() -> None:
@@ -42,6 +50,52 @@ def test_updates_equal_those_of_torch(weight_decay: float) -> None:
         assert gap.norm() < 0.08 * moved.norm()
 
 
+def test_each_member_moves_as_torchs_adamw_moves_it() -> None:
+    generator = torch.Generator().manual_seed(2)
+    rates = torch.tensor([0.01, 0.002, 0.0])
+    shapes = [(3, 5, 4), (3, 6)]
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    alone = [[nn.Parameter(p[i].detach().clone()) for p in ours] for i in range(3)]
+    optimizer = MemberAdamW(ours, rates, betas=(0.9, 0.95), weight_decay=0.1)
+    theirs = [
+        torch.optim.AdamW(own, lr=float(lr), betas=(0.9, 0.95), weight_decay=0.1)
+        for own, lr in zip(alone, rates, strict=True)
+    ]
+    for _ in range(6):
+        for place, parameter in enumerate(ours):
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = gradient
+            for i in range(3):
+                alone[i][place].grad = gradient[i].clone()
+        for each in (optimizer, *theirs):
+            each.step()
+    for i in range(3):
+        for mine, other in zip(ours, alone[i], strict=True):
+            assert torch.allclose(mine[i], other, atol=1e-6)
+
+
+def test_gradients_are_clipped_as_torch_clips_them() -> None:
+    generator = torch.Generator().manual_seed(3)
+    parameters = [nn.Parameter(torch.zeros(2, 4, 3)), nn.Parameter(torch.zeros(2, 5))]
+    gradients = [torch.randn(p.shape, generator=generator) for p in parameters]
+    for gradient in gradients:
+        gradient[1] /= 100  # the second member's gradient is short enough
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient.clone()
+    norms = gradient_norms(parameters, 2)
+    clip_gradients(parameters, norms, 1.0)
+    for i in range(2):
+        alone = [nn.Parameter(p[i].detach().clone()) for p in parameters]
+        for parameter, gradient in zip(alone, gradients, strict=True):
+            parameter.grad = gradient[i].clone()
+        norm = nn.utils.clip_grad_norm_(alone, 1.0)
+        assert norms[i] == pytest.approx(float(norm))
+        for parameter, own in zip(parameters, alone, strict=True):
+            assert parameter.grad is not None
+            assert own.grad is not None
+            assert torch.allclose(parameter.grad[i], own.grad)
+
+
 def test_rows_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ValueError, match="has no rows"):
         Muon([(nn.Parameter(torch.zeros(6, 4)), (4, 4))])
@@ -53,3 +107,13 @@ def test_the_rate_rises_then_falls_to_zero() -> None:
     assert max(factors) == factors[9]
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] == pytest.approx(0.01)
+
+
+def test_the_cosine_is_torchs() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
+    assert warmup_then_cosine(4, 100, 10) == pytest.approx(0.5)
+    for step in range(10, 100):
+        assert warmup_then_cosine(step, 100, 10) == pytest.approx(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()

@@ -1,0 +1,131 @@
+"""One optimizer step of a NanoLlama, or of an ensemble, on a batch of dialogues."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from itl_agents.nanollama import NanoLlama
+from itl_agents.nanollama.model import Block
+from itl_agents.render import IGNORED
+from itl_train.batches import Batch
+from itl_train.memory_config import MemoryConfig
+from itl_train.optim import (
+    MemberAdamW,
+    Muon,
+    clip_gradients,
+    gradient_norms,
+    warmup_then_cosine,
+    warmup_then_linear,
+)
+
+BETAS = (0.9, 0.95)
+SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
+
+
+def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for embeddings, head and gains; Muon or AdamW for the matrices of the blocks.
+
+    Rates are set at each step; those of an ensemble's optimizers are tensors (members,).
+    """
+    shape = model.config
+    d, d_kv = shape.d_model, shape.kv_heads * shape.d_head
+    hidden: list[tuple[nn.Parameter, tuple[int, ...]]] = []
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        hidden += [
+            (block.qkv, (d, d_kv, d_kv)),
+            (block.out, (d,)),
+            (block.gate_up, (shape.hidden_width, shape.hidden_width)),
+            (block.down, (d,)),
+        ]
+    is_hidden = {id(parameter) for parameter, _ in hidden}
+    others = [p for p in model.parameters() if id(p) not in is_hidden]
+    muon = []
+    if config.optimizer == "muon":
+        muon = [Muon(hidden, weight_decay=config.weight_decay)]
+    else:
+        others += [parameter for parameter, _ in hidden]
+    decay = config.weight_decay
+    if model.n_members is not None:
+        rates = torch.zeros(model.n_members, device=model.head.device)
+        return [MemberAdamW(others, rates, betas=BETAS, weight_decay=decay), *muon]
+    return [torch.optim.AdamW(others, betas=BETAS, weight_decay=decay, fused=True), *muon]
+
+
+def learning_rates(config: MemoryConfig, step: int) -> tuple[float, float]:
+    """AdamW's and Muon's at `step` (0-based); 0 when all steps are taken."""
+    if step >= config.n_steps:
+        return 0.0, 0.0
+    factor = SCHEDULES[config.schedule](step, config.n_steps, config.n_warmup)
+    return config.lr * factor, config.muon_lr * factor
+
+
+def train_step(
+    model: NanoLlama,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rates: Sequence[float],
+    batch: Batch,
+    *,
+    clip: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[float, float]:
+    """One step of each optimizer; returns the loss before it and the norm of its gradient.
+
+    rates: of `learning_rates`; the second is not used where AdamW takes all weights.
+    clip: the largest norm that a gradient may have; 0 for any.
+    dtype: of matrix products; float32, or bfloat16 by autocast.
+
+    The weights stay as they are if the loss is not finite.
+    """
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        logits = model(batch.input_ids, positions=batch.positions)
+    loss = F.cross_entropy(logits.float(), batch.targets)
+    loss.backward()
+    value = loss.item()
+    norm = gradient_norms(model.parameters())
+    if math.isfinite(value):
+        if clip:
+            clip_gradients(model.parameters(), norm, clip)
+        for optimizer, rate in zip(optimizers, rates, strict=False):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return value, float(norm)
+
+
+def ensemble_step(
+    model: NanoLlama,
+    optimizers: Sequence[torch.optim.Optimizer],
+    rates: Sequence[Tensor],
+    batch: Batch,
+    *,
+    clip: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """One step of every member; returns their losses before it, (members,).
+
+    rates: AdamW's and Muon's, each (members,); the weights of a member whose rates are 0 stay as
+        they are.
+    batch: of `stacked`.
+    """
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        logits = model(batch.input_ids, positions=batch.positions)
+    each = F.cross_entropy(
+        logits.float().flatten(0, 1),
+        batch.targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    losses = each.view(batch.targets.shape).sum(1) / (batch.targets != IGNORED).sum(1)
+    losses.sum().backward()  # no weight is shared, so each member gets its own gradient
+    if clip:
+        norms = gradient_norms(model.parameters(), model.n_members)
+        clip_gradients(model.parameters(), norms, clip)
+    for optimizer, rate in zip(optimizers, rates, strict=False):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses.detach()

@@ -1,0 +1,200 @@
+"""Many runs: each a cell with a folder of its own, executed by submitit here or on Slurm.
+
+A cell that has a row is never run again; one that failed keeps its traceback and is run again on
+request. Rows that are known already, from a committed table say, count as done.
+"""
+
+import itertools
+import json
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from itl_env.errors import ConfigError, ITLError
+from itl_env.files import write_text
+
+Row = dict[str, Any]
+Work = Callable[[Mapping[str, Any], Path], Row]
+State = Literal["done", "failed", "running", "waiting"]
+
+ROW, FAILURE = "row.json", "failure.txt"
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its name, which is also that of its folder, and its settings."""
+
+    name: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Where cells are executed."""
+
+    launcher: Literal["local", "slurm"] = "local"  # processes of this machine, or Slurm jobs
+    workers: int = 0  # jobs at a time; 0 for as many as there are cores (on Slurm: any number)
+    threads: int = 1  # CPU threads of a job
+    gpus: int = 0  # GPUs of a job
+    partition: str = ""  # of Slurm; the default one if empty
+    minutes: int = 24 * 60  # a job's time; it is saved and queued again when that is over
+    memory_gb: int = 8  # a job's memory on Slurm
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "minutes", "memory_gb"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("workers", "gpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes' values, the last axis turning fastest."""
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+class Job:
+    """What a process does: one cell. submitit pickles it."""
+
+    def __init__(self, work: Work, cell: Cell, folder: Path, threads: int) -> None:
+        self.work, self.cell, self.folder, self.threads = work, cell, folder, threads
+
+    def __call__(self) -> None:
+        """Run the cell and leave its row, or the traceback of its failure."""
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        began = time.perf_counter()
+        try:
+            row = self.work(self.cell.settings, self.folder)
+        except Exception:
+            write_text(self.folder / FAILURE, traceback.format_exc())
+            return
+        seconds = round(time.perf_counter() - began, 1)
+        row = {"cell": self.cell.name, **row, "seconds": seconds}
+        write_text(self.folder / ROW, json.dumps(row) + "\n")
+
+    def checkpoint(self) -> Any:
+        """What is queued again after a preemption: the same, which goes on by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def state(folder: Path) -> State:
+    """The state of a cell that no job is working on."""
+    if (folder / ROW).exists():
+        return "done"
+    return "failed" if (folder / FAILURE).exists() else "waiting"
+
+
+def sweep(
+    cells: Sequence[Cell],
+    work: Work,
+    out: Path,
+    launcher: Launcher,
+    *,
+    known: Iterable[Row] = (),
+    retry: bool = False,
+    on_change: Callable[[Mapping[str, State]], None] = lambda states: None,
+) -> list[Row]:
+    """Run all cells that have no row yet, and return the rows of all that are done, in order.
+
+    work: a function of an importable module; its row holds JSON values.
+    known: rows of earlier sweeps elsewhere, by their `cell`.
+    retry: run failed cells again.
+    on_change: told the state of every cell whenever one has changed.
+
+    Ctrl-C stops the jobs of this machine, which have saved what they did, and leaves those of
+    Slurm. Raises ConfigError for two cells of one name.
+    """
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"Two cells of the sweep are called {twice!r}; a name must be unique.")
+    rows: dict[str, Row] = {row["cell"]: row for row in known if row["cell"] in set(names)}
+    states: dict[str, State] = {}
+    for cell in cells:
+        folder = out / cell.name
+        states[cell.name] = "done" if cell.name in rows else state(folder)
+        if retry and states[cell.name] == "failed":
+            (folder / FAILURE).unlink()
+            states[cell.name] = "waiting"
+    waiting = [cell for cell in cells if states[cell.name] == "waiting"]
+    on_change(states)
+    if waiting:
+        _run(waiting, work, out, launcher, states, on_change)
+    for cell in cells:
+        if cell.name not in rows and states[cell.name] == "done":
+            rows[cell.name] = json.loads((out / cell.name / ROW).read_text(encoding="utf-8"))
+    return [rows[name] for name in names if name in rows]
+
+
+def _run(
+    waiting: list[Cell],
+    work: Work,
+    out: Path,
+    launcher: Launcher,
+    states: dict[str, State],
+    on_change: Callable[[Mapping[str, State]], None],
+) -> None:
+    """Keep `launcher.workers` jobs going until no cell is left."""
+    executor = _executor(launcher, out / "jobs")
+    local = launcher.launcher == "local"
+    at_a_time = launcher.workers or (len(os.sched_getaffinity(0)) if local else len(waiting))
+    queue = list(reversed(waiting))
+    running: dict[str, Any] = {}
+    try:
+        while queue or running:
+            while queue and len(running) < at_a_time:
+                cell = queue.pop()
+                job = Job(work, cell, out / cell.name, launcher.threads)
+                running[cell.name] = executor.submit(job)
+                states[cell.name] = "running"
+            on_change(states)
+            ended: list[str] = []
+            while running and not ended:
+                time.sleep(POLL_S)
+                ended = [name for name, job in running.items() if job.done()]
+            for name in ended:
+                job = running.pop(name)
+                states[name] = state(out / name)
+                if states[name] == "waiting":  # it left neither a row nor a traceback
+                    states[name] = "failed"
+                    said = job.stderr() or "nothing"
+                    write_text(out / name / FAILURE, f"The job {job.job_id} died; it said:\n{said}")
+            on_change(states)
+    except BaseException:
+        for job in running.values():
+            if local:
+                job.cancel()
+        raise
+
+
+def _executor(launcher: Launcher, folder: Path) -> Any:
+    """Submitit's executor for the launcher; raises ITLError where it is not there."""
+    import submitit
+
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=launcher.launcher)
+    except RuntimeError as error:
+        raise ITLError(f"There is no Slurm here ({error}); use --launcher local.") from None
+    settings: dict[str, Any] = {
+        "timeout_min": launcher.minutes,
+        "gpus_per_node": launcher.gpus,
+        "cpus_per_task": launcher.threads,
+    }
+    if launcher.launcher == "slurm":
+        settings["mem_gb"] = launcher.memory_gb
+        if launcher.partition:
+            settings["slurm_partition"] = launcher.partition
+    executor.update_parameters(**settings)
+    return executor

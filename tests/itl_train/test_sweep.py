@@ -1,0 +1,76 @@
+"""Sweeps with submitit's real local executor."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from benchmarks.studies import train_cell
+from itl_env.errors import ConfigError
+from itl_train.sweep import Cell, Launcher, State, grid, sweep
+
+MODEL = {
+    "mode": "in-weight", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4,
+    "n_steps": 4, "n_evaluate": 2, "n_threads": 1,
+}  # fmt: skip
+
+
+def cell(name: str, **changes: object) -> Cell:
+    world = {"n_people": 4, "seed": 0, "n_unseen": 0}
+    return Cell(name, {"world": world, "labels": {"kind": name}, "model": MODEL | changes})
+
+
+def test_a_grid_is_every_combination_in_order() -> None:
+    found = list(grid({"n": [1, 2], "mode": ["a", "b"]}))
+    assert found == [
+        {"n": 1, "mode": "a"},
+        {"n": 1, "mode": "b"},
+        {"n": 2, "mode": "a"},
+        {"n": 2, "mode": "b"},
+    ]
+
+
+def test_cells_run_once_and_a_failed_one_again_on_request(tmp_path: Path) -> None:
+    launcher = Launcher(workers=2)
+    seen: list[Mapping[str, State]] = []
+    cells = [cell("one"), cell("bad", n_heads=3), cell("two", d_model=16)]
+    rows = sweep(cells, train_cell, tmp_path, launcher, on_change=lambda s: seen.append(dict(s)))
+    assert [row["cell"] for row in rows] == ["one", "two"]
+    assert [row["kind"] for row in rows] == ["one", "two"]
+    assert rows[0]["seen_asked"] == 16
+    assert rows[0]["parameters"] < rows[1]["parameters"]
+    assert seen[-1] == {"one": "done", "bad": "failed", "two": "done"}
+    assert "does not divide" in (tmp_path / "bad" / "failure.txt").read_text()
+    assert {"running"} < {state for states in seen for state in states.values()}
+
+    before = (tmp_path / "one" / "row.json").stat().st_mtime_ns
+    assert sweep(cells, train_cell, tmp_path, launcher) == rows, "nothing is run again"
+    assert (tmp_path / "one" / "row.json").stat().st_mtime_ns == before
+    mended = [cells[0], cell("bad"), cells[2]]
+    rows = sweep(mended, train_cell, tmp_path, launcher, retry=True)
+    assert [row["cell"] for row in rows] == ["one", "bad", "two"]
+
+
+def test_rows_from_elsewhere_count_as_done(tmp_path: Path) -> None:
+    known = [{"cell": "one", "seen_recall": 0.5}, {"cell": "of another sweep"}]
+    rows = sweep([cell("one")], train_cell, tmp_path, Launcher(), known=known)
+    assert rows == known[:1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_dies_says_so(tmp_path: Path) -> None:
+    sweep([cell("one", device="meta")], train_cell, tmp_path, Launcher())
+    assert (tmp_path / "one" / "failure.txt").read_text()
+
+
+def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="called 'one'"):
+        sweep([cell("one"), cell("one")], train_cell, tmp_path, Launcher())
+
+
+def test_a_row_is_json(tmp_path: Path) -> None:
+    row = train_cell(cell("one").settings, tmp_path / "one")
+    assert json.loads(json.dumps(row)) == row
+    assert row["exposures"] == 1.0
+    assert row["bits_per_parameter"] == pytest.approx(16 * row["bits_per_fact"] / row["parameters"])
