@@ -27,6 +27,12 @@ def people_from(database: FactDatabase, start: int) -> slice:
     return slice(start, None)
 
 
+def check_new(file: Path) -> None:
+    """Raise ConfigError if the file is there already: episodes may have taken hours."""
+    if file.exists():
+        raise ConfigError(f"{file} exists; name another file, or remove it.")
+
+
 def check_slice(n: int, start: int, lanes: int, temperature: float) -> None:
     """Raise ConfigError for what no rollout can do."""
     for name, value in (("n", n), ("lanes", lanes)):
@@ -86,6 +92,7 @@ def run_rollout(config: Rollout) -> None:
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
 
+    check_new(config.out)
     with config.open() as database:
         task = RecallTask(
             database,

@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.commands_play import check_slice, people_from
+from benchmarks.commands_play import check_new, check_slice, people_from
 from benchmarks.commands_world import Source
 from benchmarks.quickstart import QuickstartConfig
 from benchmarks.rollouts import Questions
@@ -50,13 +50,18 @@ def run_train_memory(config: TrainMemory) -> None:
     """Train, and print the recall at the end."""
     from benchmarks.progress import TrainingProgress
     from benchmarks.statistics import percent
-    from itl_train.memory import train_memory
+    from itl_train.memory import MemoryRun
 
     settings = MemoryConfig(
         **{field.name: getattr(config, field.name) for field in fields(MemoryConfig)}
     )
+    run = MemoryRun(settings, config.out)
+    if run.finished:
+        print(f"{config.out} is finished; this is its result")
+    elif run.step:
+        print(f"going on from step {run.step:,}")
     with TrainingProgress({config.mode: config.n_steps}) as progress:
-        last = train_memory(settings, config.out, partial(progress, config.mode))
+        last = run.train(partial(progress, config.mode))
     for who, about in (("seen", "people trained on"), ("unseen", "unseen people")):
         if f"asked_{who}" in last:
             recall = percent(last[f"right_{who}"], last[f"asked_{who}"])
@@ -108,6 +113,8 @@ def run_eval(config: Eval) -> None:
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
 
+    if config.out:
+        check_new(Path(config.out))
     find_checkpoint(config.model)  # if there is none, that is what is wrong
     run = run_settings(config.model)
     url = config.database or run.get("database")

@@ -60,7 +60,7 @@ def _recall_bars(axes: Axes, results: dict[str, Any]) -> None:
             fontsize=9,
         )
         n = n_trained[agent] if about == "trained on" else results["config"]["n_unseen"]
-        ticks.append(f"{n:,} people\n{about}")
+        ticks.append(f"{agent}\n{n:,} people\n{about}")
     axes.axhline(100 * guess["recall"], color=CHANCE, lw=1, ls="--", zorder=0)
     axes.annotate(
         "guessing",
@@ -76,7 +76,7 @@ def _recall_bars(axes: Axes, results: dict[str, Any]) -> None:
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 25))
     axes.set_ylabel("exact recall (%)")
-    axes.set_title("looks it up (green) or knows it (red)", fontsize=10)
+    axes.set_title("in-tool looks it up, in-weight knows it", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -182,7 +182,7 @@ def _random_check(
     if wilson(tally.right, tries, CONFIDENCE)[0] > chance:
         problem = (
             f"{mode}: answers at random score 1.0 in {tally.right:,} of {tries:,} cases, "
-            f"where guessing gets {100 * chance:.2f}%"
+            f"where chance gets {100 * chance:.2f}%"
         )
     return Check(mode, agent.name, tally.asked, tally.right, tally.answered, chance, problem)
 
@@ -197,8 +197,6 @@ def table(validation: Validation) -> str:
         )
         if check.chance is not None:
             share = check.right / check.answered if check.answered else 0.0
-            line += (
-                f"  ({100 * share:.2f}% of its answers; guessing gets {100 * check.chance:.2f}%)"
-            )
+            line += f"  ({100 * share:.2f}% of its answers; chance gets {100 * check.chance:.2f}%)"
         lines.append(line)
     return "\n".join(lines)

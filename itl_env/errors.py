@@ -5,7 +5,7 @@ class ITLError(Exception):
     """Base of every error that the command line prints as one sentence without a traceback."""
 
 
-class ConfigError(ITLError, ValueError):
+class ConfigError(ITLError):
     """Arguments that contradict each other or the data; raised before any work is done."""
 
 

@@ -152,9 +152,11 @@ def test_rollout_can_ask_for_every_attribute(run, world: str, tmp_path: Path) ->
     facts = [episode.fact for episode in read_episodes(out)]
     with FactDatabase(world) as database:
         assert facts == list(database.facts(0, 3))[:10]
-    _, _, err = run(
-        "rollout", "--database", world, "--agent", "expert", "--start", 390, "--out", out
-    )
+    again = ("--agent", "expert", "--start", 390, "--out")
+    status, _, err = run("rollout", "--database", world, *again, out)
+    assert status == 2
+    assert "all.jsonl exists" in sentence(err)
+    _, _, err = run("rollout", "--database", world, *again, tmp_path / "rest.jsonl")
     assert "there are 10 questions, fewer than 1,000" in sentence(err)
 
 

@@ -127,7 +127,7 @@ def test_a_rubric_that_is_too_kind_fails(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(RUBRICS, "exact", kind)
     problems = validate(database(towns())).problems
     assert len(problems) == 2
-    assert all("at random" in problem and "guessing gets 1.00%" in problem for problem in problems)
+    assert all("at random" in problem and "chance gets 1.00%" in problem for problem in problems)
 
 
 def test_a_rubric_that_is_too_harsh_fails(monkeypatch: pytest.MonkeyPatch) -> None:
