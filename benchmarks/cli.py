@@ -78,6 +78,14 @@ COMMANDS = {
         resumes=True,
     ),
     "eval": _own("train", "measure the recall of a trained model", "Eval", "run_eval"),
+    "sweep memory": _own(
+        "sweep",
+        "train a small Llama for each combination of settings, here or on Slurm",
+        "SweepMemory",
+        "run_sweep_memory",
+        resumes=True,
+    ),
+    "sweep status": _own("sweep", "say how a sweep stands", "SweepStatus", "sweep_status"),
     "bench list": _own("train", "list the studies", "BenchList", "bench_list"),
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }
@@ -196,7 +204,7 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
     config = _load(command.config)
     defaults = {field.name: field.default for field in fields(config)}
     if "config" in defaults:
-        arguments = [*_from_file(arguments, defaults), *arguments]
+        arguments = [*_settings(arguments, defaults), *arguments]
 
     def read(arguments: Sequence[str]) -> Any:
         return tyro.cli(config, prog=f"itl {words}", args=arguments)
@@ -210,26 +218,32 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
         raise
 
 
-def _from_file(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
-    """The settings of the YAML file at --config as flags, which later flags override.
+def _settings(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
+    """The settings of --recipe, then those of the YAML file at --config, as flags.
 
-    defaults: of every setting there is.
+    Later flags override earlier ones, and those of the command line come last. defaults: of every
+    setting there is.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
+    parser.add_argument("--recipe")
     try:
-        file = parser.parse_known_args(list(arguments))[0].config
+        given = parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError:
         return []  # left to tyro
-    if file is None:
-        return []
     from itl_env.errors import ConfigError
+    from itl_train.memory_config import RECIPES
     from itl_train.run_folder import read_yaml
 
-    settings = read_yaml(Path(file))
-    if unknown := sorted(str(name) for name in settings if name not in defaults):
-        raise ConfigError(f"{file} has the setting {unknown[0]!r}, which does not exist.")
-    return _flags(settings, defaults)
+    flags = _flags(RECIPES.get(given.recipe, {}), defaults)  # an unknown one is left to tyro
+    if given.config is not None:
+        settings = read_yaml(Path(given.config))
+        if unknown := sorted(str(name) for name in settings if name not in defaults):
+            raise ConfigError(
+                f"{given.config} has the setting {unknown[0]!r}, which does not exist."
+            )
+        flags += _flags(settings, defaults)
+    return flags
 
 
 def _flags(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from itl_env.dialogue import Style
 from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
-from itl_train.memory_config import MemoryConfig
+from itl_train.memory_config import MemoryConfig, RecipeName
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -43,6 +43,8 @@ class TrainMemory(MemoryConfig):
     """
 
     out: Path = Path("runs/memory")  # folder of the run
+    recipe: RecipeName = "fast"  # settings to begin with; all other flags override them
+    """fast: Muon and rows of equal length. published: as in arXiv 2508.20755, padded to 257."""
     config: str = ""  # YAML file of settings, such as another run's config.yaml; flags override it
 
 

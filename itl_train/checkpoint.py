@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ _PREFIX = "step-"
 
 
 def save_checkpoint(
-    folder: Path, step: int, model: NanoLlama, tokenizer: ByteTokenizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    state: dict[str, Any] | None,
+    write: Callable[[Path], None] = lambda path: None,
 ) -> Path:
-    """Write `folder/step-<step>`: a Hugging Face model folder and the trainer's state.
+    """Write `folder/step-<step>`: the trainer's state, and what `write` puts beside it.
 
     It is written under another name, flushed to disk, and renamed. There must be none of that step.
     """
@@ -25,9 +29,9 @@ def save_checkpoint(
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_model(model, partial)
-    tokenizer.save(partial)
-    torch.save(state, partial / _STATE)
+    write(partial)
+    if state is not None:
+        torch.save(state, partial / _STATE)
     for file in partial.iterdir():
         _flush(file)
     _flush(partial)
@@ -53,17 +57,51 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def keep_last(folder: Path, n: int) -> None:
     """Remove all but the last n checkpoints, and what an interrupted write left."""
-    for old in checkpoints(folder)[:-n]:
+    found = checkpoints(folder)
+    for old in found[: max(0, len(found) - n)]:
         shutil.rmtree(old)
     for partial in folder.glob(".*.partial"):
         shutil.rmtree(partial)
 
 
-def load_checkpoint(path: Path) -> tuple[NanoLlama, dict[str, Any]]:
-    """The model and the trainer's state; raises ITLError for a broken checkpoint."""
-    model = load_model(path)
+def save_model_and_tokenizer(model: NanoLlama, tokenizer: ByteTokenizer, path: Path) -> None:
+    """Write both as a Hugging Face model folder."""
+    save_model(model, path)
+    tokenizer.save(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The trainer's state; raises ITLError for a broken checkpoint."""
     try:
-        state = torch.load(path / _STATE, weights_only=True)
+        return dict(torch.load(path / _STATE, weights_only=True))
     except Exception as error:  # a truncated archive raises any of half a dozen types
         raise ITLError(f"Cannot read {path / _STATE}: {type(error).__name__}.") from None
-    return model, state
+
+
+def load_model_and_state(path: Path) -> dict[str, Any]:
+    """The trainer's state, and under `model` the NanoLlama; raises ITLError if either is broken."""
+    return {"model": load_model(path), **load_state(path)}
+
+
+def newest(
+    folder: Path,
+    warn: Callable[[str], None],
+    load: Callable[[Path], dict[str, Any]] = load_state,
+) -> dict[str, Any] | None:
+    """What `load` gives of the newest checkpoint that is whole; None if there is none.
+
+    Broken ones are warned of, and removed if there is a whole one before them: they must not count
+    among those that are kept.
+    """
+    broken = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            found = load(path)
+        except ITLError as error:
+            warn(f"{error} An earlier checkpoint is used, if there is one.")
+            broken.append(path)
+            continue
+        for other in broken:
+            shutil.rmtree(other)
+        return found
+    return None

@@ -9,10 +9,10 @@ with the same bits as an unbroken run on the same machine.
 
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,13 @@ from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import RecallTask
 from itl_train.batches import BatchPlan, Dialogues
-from itl_train.checkpoint import checkpoints, keep_last, load_checkpoint, save_checkpoint
+from itl_train.checkpoint import (
+    keep_last,
+    load_model_and_state,
+    newest,
+    save_checkpoint,
+    save_model_and_tokenizer,
+)
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
@@ -39,6 +45,7 @@ __all__ = [
     "Tasks",
     "expert_dialogues",
     "train_memory",
+    "training_dialogues",
 ]
 
 
@@ -70,13 +77,18 @@ def expert_dialogues(task: RecallTask, tokenizer: ByteTokenizer) -> Dialogues:
     return Dialogues.render(rollout(ExpertAgent(task), task, task.facts(), lanes=1024), tokenizer)
 
 
-def _threads(config: MemoryConfig) -> int:
-    """As many threads as there are cores, at most 4; one where a step is small.
-
-    A second thread then saves a tenth of the time, and costs a multiple of it where another process
-    wants the core: threads that wait for one another spin.
-    """
-    return 1 if config.batch_size * config.d_model < 4_096 else min(4, torch.get_num_threads())
+def training_dialogues(
+    config: MemoryConfig, task: RecallTask, tokenizer: ByteTokenizer
+) -> Dialogues:
+    """`expert_dialogues` on the run's device; raises ConfigError if the model is too short."""
+    dialogues = expert_dialogues(task, tokenizer)
+    longest = int(dialogues.lengths.max())
+    if longest > config.max_length:
+        raise ConfigError(
+            f"max_length is {config.max_length}, shorter than the longest dialogue of {longest} "
+            "tokens; raise it."
+        )
+    return dialogues.to(config.device)
 
 
 class MemoryRun:
@@ -109,7 +121,7 @@ class MemoryRun:
             zero_residual=config.zero_residual,
         )
         self._loss_sum, self._loss_steps = 0.0, 0
-        self.n_threads = config.n_threads or _threads(config)
+        self.n_threads = config.n_threads or min(4, torch.get_num_threads())
         self._digest: str | None = None
         state = self._restore()
         keep_last(self.folder.checkpoints, config.keep_checkpoints)  # a kill may have left more
@@ -122,37 +134,22 @@ class MemoryRun:
         self._last_evaluation = self.folder.last_evaluation()
 
     def _render(self) -> Dialogues:
-        """The training dialogues, rendered once; raises ConfigError if the model is too short."""
+        """The training dialogues, rendered once; see `training_dialogues`."""
         if self._dialogues is None:
-            dialogues = expert_dialogues(self.tasks.seen, self.tokenizer)
-            longest = int(dialogues.lengths.max())
-            if longest > self.config.max_length:
-                raise ConfigError(
-                    f"max_length is {self.config.max_length}, shorter than the longest dialogue "
-                    f"of {longest} tokens; raise it."
-                )
-            self._dialogues = dialogues.to(self.config.device)
+            self._dialogues = training_dialogues(self.config, self.tasks.seen, self.tokenizer)
         return self._dialogues
 
     def _restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole, if there is any."""
-        broken = []
-        for path in reversed(checkpoints(self.folder.checkpoints)):
-            try:
-                self.model, state = load_checkpoint(path)
-            except ITLError as error:
-                self.folder.warn(f"{error} An earlier checkpoint is used, if there is one.")
-                broken.append(path)
-                continue
-            for other in broken:  # they must not count among those that are kept
-                shutil.rmtree(other)
+        state = newest(self.folder.checkpoints, self.folder.warn, load_model_and_state)
+        if state is not None:
+            self.model = state["model"]
             self.step = self._saved_step = state["step"]
             # Sums depend on how many threads share them: the same bits need the same number.
             self.n_threads = state["n_threads"]
             self._digest = state["dialogues"]
             self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
-            return state
-        return None
+        return state
 
     def agent(self) -> NanoLlamaAgent:
         """The model as it is now, playing greedily."""
@@ -281,7 +278,8 @@ class MemoryRun:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         folder = self.folder.checkpoints
-        save_checkpoint(folder, self.step, self.model, self.tokenizer, state)
+        write = partial(save_model_and_tokenizer, self.model, self.tokenizer)
+        save_checkpoint(folder, self.step, state, write)
         self._saved_step = self.step
         keep_last(folder, self.config.keep_checkpoints)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RecipeName = Literal["fast", "published"]
 
-RECIPES: Mapping[RecipeName, Mapping[str, Any]] = {
+RECIPES: Mapping[str, Mapping[str, Any]] = {
     # Muon on hidden matrices, blocks that begin silent, rows of nearly equal length.
     "fast": {},
     # arXiv 2508.20755, section 5: its optimizer, schedule, batch, padding and shape.
@@ -78,7 +78,7 @@ class MemoryConfig:
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # how many of the last ones are kept
     device: str = "cpu"  # where to train: cpu, cuda, ...
-    n_threads: int = 0  # CPU threads; 0 for one if steps are small, else one a core, at most 4
+    n_threads: int = 0  # CPU threads; 0 for one a core, at most 4; 1 is best on a busy machine
 
     @classmethod
     def of(cls, recipe: RecipeName, **settings: Any) -> "MemoryConfig":

@@ -43,6 +43,25 @@ def test_settings_come_from_a_file_and_flags_override_them(run, trained, tmp_pat
     assert used == settings | {"n_steps": 2}
 
 
+def test_a_recipe_comes_first_and_flags_override_it(run, trained, world, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--recipe", "published", *TINY, "--batch-size", 4, "--out", out)
+    status, _, err = run("train", "memory", "--database", world, *options)
+    assert status == 0, err
+    used = yaml.safe_load((out / "config.yaml").read_text())
+    assert {name: used[name] for name in ("optimizer", "schedule", "pad_to", "style")} == {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "pad_to": 257,
+        "style": "fenced",
+    }
+    assert used["batch_size"] == 4
+    assert used["n_steps"] == 4
+    status, _, err = run("train", "memory", "--database", world, "--recipe", "slow")
+    assert status == 2
+    assert "slow" in err
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [("n_stepz: 3", "n_stepz"), ("[1, 2]", "mapping"), ("a: b: c", "is not YAML"), (None, "Cann")],

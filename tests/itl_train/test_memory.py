@@ -13,11 +13,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from itl_agents.nanollama import load_model
+from itl_agents.nanollama import ByteTokenizer, load_model
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError, DatabaseError, ITLError
+from itl_train.batches import BatchPlan
 from itl_train.checkpoint import checkpoints
-from itl_train.memory import MemoryConfig, MemoryRun, train_memory
+from itl_train.memory import MemoryConfig, MemoryRun, Tasks, expert_dialogues, train_memory
 
 
 def tiny(world: str, **changes: object) -> MemoryConfig:
@@ -106,6 +107,57 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(world: str, tmp_path: Path)
     assert whole == broken
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_that_ends_a_run_finds_it_saved(
+    world: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    config = tiny(world)
+    handled: list[int] = []
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 15 and "loss" in row:  # between two checkpoints
+            signal.raise_signal(number)
+
+    def handler(came: int, frame: object) -> None:
+        handled.append(MemoryRun(config, tmp_path).step)
+
+    before = signal.signal(number, handler)
+    try:
+        MemoryRun(config, tmp_path).train(interrupt)
+    finally:
+        signal.signal(number, before)
+    assert handled == [15], "the scheduler's own handler runs once, and after the checkpoint"
+
+
+def test_training_stops_at_the_recall_that_is_asked_for(world: str, tmp_path: Path) -> None:
+    config = tiny(
+        world, mode="in-weight", n_people=4, n_unseen=0, d_model=32, batch_size=16, n_steps=400,
+        evaluate_every=10, stop_at=0.5,
+    )  # fmt: skip
+    run = MemoryRun(config, tmp_path)
+    last = run.train()
+    assert run.finished
+    assert last["recall_seen"] >= 0.5
+    assert run.step == last["step"] < 400
+    rows = run.folder.rows()
+    assert all(row["recall_seen"] < 0.5 for row in rows[:-1] if "recall_seen" in row)
+    again = MemoryRun(config, tmp_path)
+    assert again.finished
+    assert again.train() == last
+
+
+def test_the_published_recipe_pads_every_row(world: str, tmp_path: Path) -> None:
+    published = MemoryConfig.of("published", database=world, n_people=40, n_unseen=0)
+    assert (published.optimizer, published.lr, published.n_steps) == ("adamw", 1e-3, 100_000)
+    assert published.model_config().n_parameters == 32 * 64**2 + 525 * 64
+    task = Tasks.open(published).seen
+    plan = BatchPlan(expert_dialogues(task, ByteTokenizer()), 128, 0, published.pad_to)
+    batches = [plan.batch(step) for step in range(3)]
+    assert [batch.input_ids.shape for batch in batches] == [(128, 256)] * 3
+    trimmed = plan.dialogues.batch(plan.rows(2))
+    assert torch.equal(trimmed.targets, batches[-1].targets)
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(world: str, tmp_path: Path) -> None:
     """SIGKILL at several moments, whatever the run is doing then."""
     config = tiny(world, n_steps=400, checkpoint_every=7)
@@ -185,9 +237,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(world: str, tmp_path: Path) -
     run.train()
     assert torch.get_num_threads() == 1, "a run gives back the threads it took"
     assert MemoryRun(tiny(world, n_threads=2), tmp_path).n_threads == 2
-    assert MemoryRun(tiny(world, n_threads=0), tmp_path / "small").n_threads == 1
-    large = tiny(world, n_threads=0, n_steps=2, batch_size=256)
-    automatic = MemoryRun(large, tmp_path / "automatic")
+    automatic = MemoryRun(tiny(world, n_threads=0, n_steps=5), tmp_path / "automatic")
     automatic.train()
     torch.set_num_threads(2)
     try:

@@ -1,0 +1,176 @@
+"""Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+import yaml
+
+from itl_env.errors import ConfigError, ITLError
+from itl_env.files import write_text
+from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
+from itl_train.sweep import FAILURE, Cell, Launcher, Row, State, grid, state, sweep
+
+CELLS = "cells.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepMemory(Launcher):
+    """Train one small Llama for each combination of settings; the same command goes on.
+
+    A finished run is never run again. Rows of all runs are in OUT/runs.csv.
+    """
+
+    axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXES")]
+    """Settings and their values: n_people=64,128 lr=1e-3,4e-3 seed=0:5 (seeds 0 to 4)."""
+    out: Path  # folder of the sweep
+    recipe: RecipeName = "fast"  # settings to begin with
+    base: str = ""  # YAML file of the settings that all runs share
+    retry: bool = False  # run again what failed
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """Say which runs of a sweep are done, failed or waiting, and why they failed."""
+
+    out: tyro.conf.Positional[Path]  # folder of the sweep
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """`name=a,b` or `name=first:end`; raises ConfigError for what is neither, or no setting."""
+    name, equals, values = text.partition("=")
+    names = [field.name for field in fields(MemoryConfig)]
+    if not equals or not values:
+        raise ConfigError(f"{text!r} is no axis; write it like seed=0:3 or lr=1e-3,4e-3.")
+    if name not in names:
+        raise ConfigError(f"There is no setting {name!r}; there are {', '.join(names)}.")
+    first, colon, end = values.partition(":")
+    if colon and first.isdecimal() and end.isdecimal():
+        return name, list(range(int(first), int(end)))
+    return name, [_value(item) for item in values.split(",")]
+
+
+def _value(text: str) -> Any:
+    """A number where it is one, as YAML reads it, which knows no 1e-3."""
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return text
+
+
+def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[Cell]:
+    """One cell for each combination; raises ConfigError if the settings of one contradict."""
+    cells = []
+    for values in grid(axes):
+        settings = {**base, **values}
+        if "database" not in settings:
+            raise ConfigError("No database is named; write database=URL among the axes.")
+        MemoryConfig(**settings)
+        name = ",".join(f"{key}={value}".replace("/", "_") for key, value in values.items())
+        cells.append(Cell(name, settings))
+    return cells
+
+
+def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+    """Train one run; its row is its settings and its last evaluation."""
+    from itl_train.memory import MemoryRun
+
+    run = MemoryRun(MemoryConfig(**settings), folder)
+    last = run.train()
+    return {**settings, "parameters": run.model.config.n_parameters, **last}
+
+
+def run_sweep_memory(config: SweepMemory) -> None:
+    """Run what is left of the sweep, and print how it stands."""
+    from itl_train.run_folder import read_yaml
+
+    base = {**RECIPES[config.recipe], **(read_yaml(Path(config.base)) if config.base else {})}
+    cells = memory_cells(dict(map(parse_axis, config.axes)), base)
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_text(config.out / CELLS, json.dumps({cell.name: cell.settings for cell in cells}))
+    with Board() as board:
+        rows = sweep(
+            cells, train_cell, config.out, config, retry=config.retry, on_change=board.show
+        )
+    import pandas as pd
+
+    write_text(config.out / "runs.csv", pd.DataFrame(rows).to_csv(index=False))
+    print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / 'runs.csv'}")
+    if len(rows) < len(cells):
+        raise ITLError(
+            f"{len(cells) - len(rows)} runs failed; `itl sweep status {config.out}` says why, and "
+            "--retry runs them again."
+        )
+
+
+def sweep_status(config: SweepStatus) -> None:
+    """Print a line for each run that is not done, and the counts."""
+    file = config.out / CELLS
+    if not file.exists():
+        raise ConfigError(f"{config.out} holds no sweep.")
+    names = list(json.loads(file.read_text(encoding="utf-8")))
+    states = {name: _state(config.out / name) for name in names}
+    for name, its in states.items():
+        if its == "failed":
+            last_line = (config.out / name / FAILURE).read_text(encoding="utf-8").splitlines()[-1]
+            print(f"failed   {name}: {last_line}; see {config.out / name / FAILURE}")
+        elif its == "running":
+            print(f"running  {name}: {_progress(config.out / name)}")
+    print(describe(states))
+
+
+def _state(folder: Path) -> State:
+    found = state(folder)
+    return "running" if found == "waiting" and (folder / "config.yaml").exists() else found
+
+
+def _progress(folder: Path) -> str:
+    """The newest line of a run's metrics."""
+    from benchmarks.progress import describe as describe_row
+    from itl_train.run_folder import RunFolder
+
+    rows = RunFolder(folder).rows()
+    return f"step {rows[-1]['step']:,}, {describe_row(rows[-1])}" if rows else "it has begun"
+
+
+def describe(states: Mapping[str, State]) -> str:
+    """How many runs are in each state."""
+    counts = Counter(states.values())
+    order: tuple[State, ...] = ("done", "running", "waiting", "failed")
+    return ", ".join(f"{counts[its]:,} {its}" for its in order)
+
+
+class Board:
+    """How a sweep stands: a live line on a terminal, a line for each change elsewhere."""
+
+    def __init__(self) -> None:
+        self._said = ""
+        self._live: Any = None
+
+    def __enter__(self) -> "Board":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(console=Console(stderr=True))
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, states: Mapping[str, State]) -> None:
+        """Show the states, and the names of what is running."""
+        running = [name for name, its in states.items() if its == "running"]
+        line = describe(states)
+        if self._live is not None:
+            self._live.update("\n".join([line, *(f"  {name}" for name in running[:10])]))
+        elif line != self._said:
+            print(line, file=sys.stderr, flush=True)
+        self._said = line

@@ -1,0 +1,165 @@
+"""Runs of one shape trained as one model whose weights carry a leading member axis.
+
+Members differ in their seed, their world and their learning rates, and stop on their own. Each is
+trained as it would be alone: its batches are those of the single run of the same settings, and it
+ends with the same weights up to rounding. Many small members cost little more than one on a GPU, or
+at small batches; on a CPU, at batches of 32 and more, processes side by side are faster.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from itl_agents.evaluate import measure_recall, one_question_each
+from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
+from itl_env import streams
+from itl_env.errors import ConfigError
+from itl_train.batches import BatchPlan, stacked
+from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
+from itl_train.interrupt import deferred_interrupt
+from itl_train.memory import Tasks, training_dialogues
+from itl_train.memory_config import MemoryConfig
+from itl_train.run_folder import RunFolder
+from itl_train.step import ensemble_step, learning_rates, make_optimizers
+
+OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
+"""The settings in which members may differ."""
+
+OnMetrics = Callable[[dict[str, Any]], None]
+
+
+class EnsembleRun:
+    """An ensemble in its folder, which can be killed at any moment and goes on to the same bits.
+
+    Every member ends as a run of its own in `member-<i>`, with its `config.yaml` and checkpoint.
+    """
+
+    def __init__(self, configs: Sequence[MemoryConfig], out: Path) -> None:
+        """Open or begin it. Raises ConfigError for members that do not fit together."""
+        self.configs = list(configs)
+        self.config = _common(self.configs)
+        self.tasks = [Tasks.open(config) for config in self.configs]
+        self.tokenizer = ByteTokenizer()
+        self.plans = [
+            BatchPlan(
+                training_dialogues(config, tasks.seen, self.tokenizer),
+                config.batch_size,
+                config.seed,
+                config.pad_to,
+            )
+            for config, tasks in zip(self.configs, self.tasks, strict=True)
+        ]
+        settings = [
+            {**dataclasses.asdict(config), "database": tasks.seen.database.url}
+            for config, tasks in zip(self.configs, self.tasks, strict=True)
+        ]
+        self.folder = RunFolder.open(out, {"members": settings})
+        self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
+        seeds = [streams.key(config.seed, "initialisation") % 2**63 for config in self.configs]
+        self.model = NanoLlama(
+            self.config.model_config(), seeds, zero_residual=self.config.zero_residual
+        ).to(self.config.device)
+        self.optimizers = make_optimizers(self.model, self.config)
+        self.n_steps = max(config.n_steps for config in self.configs)
+        self.step = self._saved_step = 0
+        if (found := newest(self.folder.checkpoints, self.folder.warn)) is not None:
+            self.step = self._saved_step = found["step"]
+            self.model.load_state_dict(found["model"])
+            for optimizer, saved in zip(self.optimizers, found["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        self.folder.forget_metrics_after(self.step)
+
+    def agent(self, index: int) -> NanoLlamaAgent:
+        """A member as it is now, playing greedily."""
+        return NanoLlamaAgent(self.model.member(index), self.tokenizer, name=f"member {index}")
+
+    def train(self, on_metrics: OnMetrics | None = None) -> list[dict[str, Any]]:
+        """Train to the end, write the members' folders, and return each one's evaluation.
+
+        on_metrics: called with every line of `metrics.jsonl`, whose losses are lists.
+
+        See `MemoryRun.train` for Ctrl-C and other signals.
+        """
+        if self.step < self.n_steps:
+            with deferred_interrupt() as interrupted:
+                while self.step < self.n_steps and not interrupted():
+                    self._advance(on_metrics)
+                self._save()
+        return [self._finish(index) for index in range(len(self.configs))]
+
+    def _advance(self, on_metrics: OnMetrics | None) -> None:
+        config = self.config
+        batch = stacked([plan.batch(self.step) for plan in self.plans])
+        rates = torch.tensor([learning_rates(own, self.step) for own in self.configs]).T
+        losses = ensemble_step(
+            self.model,
+            self.optimizers,
+            list(rates.to(config.device)),
+            batch,
+            clip=config.clip,
+            dtype=getattr(torch, config.dtype),
+        )
+        self.step += 1
+        if self.step % config.log_every == 0 or self.step == self.n_steps:
+            self.folder.log({"step": self.step, "losses": losses.tolist()}, on_metrics)
+        if self.step % config.checkpoint_every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint of the whole ensemble unless this step has one."""
+        if self.step == self._saved_step:
+            return
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        save_checkpoint(self.folder.checkpoints, self.step, state)
+        keep_last(self.folder.checkpoints, self.config.keep_checkpoints)
+        self._saved_step = self.step
+
+    def _finish(self, index: int) -> dict[str, Any]:
+        """Write a member's folder, unless that is done; returns its evaluation."""
+        folder, config, tasks = self.members[index], self.configs[index], self.tasks[index]
+        if (last := folder.last_evaluation()) is not None:
+            return last
+        keep_last(folder.checkpoints, 0)
+        save_checkpoint(
+            folder.checkpoints,
+            config.n_steps,
+            None,
+            lambda path: save_model_and_tokenizer(self.model.member(index), self.tokenizer, path),
+        )
+        row: dict[str, Any] = {"step": config.n_steps}
+        for name, task in (("seen", tasks.seen), ("unseen", tasks.unseen)):
+            if task is not None:
+                facts = one_question_each(task, config.n_evaluate)
+                count = measure_recall(self.agent(index), task, facts)
+                row |= {
+                    f"recall_{name}": count.recall,
+                    f"asked_{name}": count.asked,
+                    f"right_{name}": count.right,
+                }
+        folder.log(row)
+        return row
+
+
+def _common(configs: Sequence[MemoryConfig]) -> MemoryConfig:
+    """What all members share, as the first has it; raises ConfigError where they do not."""
+    if not configs:
+        raise ConfigError("An ensemble needs at least one member.")
+    first = dataclasses.asdict(configs[0])
+    for index, config in enumerate(configs):
+        own = dataclasses.asdict(config)
+        for name in first:
+            if name not in OWN and own[name] != first[name]:
+                raise ConfigError(
+                    f"Member {index} has {name}={own[name]!r}, the first {first[name]!r}; members "
+                    f"may differ in {', '.join(OWN)} only."
+                )
+    if configs[0].stop_at:
+        raise ConfigError("stop_at ends single runs only; give members their own n_steps.")
+    return configs[0]

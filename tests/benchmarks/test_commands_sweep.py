@@ -1,0 +1,59 @@
+"""`itl sweep`: a grid of runs, executed by real local jobs."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from benchmarks.commands_sweep import memory_cells, parse_axis
+from itl_env.errors import ConfigError
+
+from .command_line import sentence
+
+
+def test_axes_are_lists_or_ranges_of_settings() -> None:
+    assert parse_axis("seed=0:3") == ("seed", [0, 1, 2])
+    assert parse_axis("lr=1e-3,0.004") == ("lr", [0.001, 0.004])
+    assert parse_axis("mode=in-tool,in-weight") == ("mode", ["in-tool", "in-weight"])
+    assert parse_axis("d_hidden=null,64") == ("d_hidden", [None, 64])
+    for text, said in (("seed", "no axis"), ("seed=", "no axis"), ("sead=1", "no setting 'sead'")):
+        with pytest.raises(ConfigError, match=said):
+            parse_axis(text)
+
+
+def test_a_contradiction_is_found_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="does not divide"):
+        memory_cells({"d_model": [64, 65]}, {"database": "facts.db"})
+    with pytest.raises(ConfigError, match="No database"):
+        memory_cells({"seed": [0]}, {})
+
+
+def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path: Path) -> None:
+    base = {
+        "database": world, "mode": "in-weight", "n_people": 4, "n_unseen": 0, "d_model": 8,
+        "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4, "n_steps": 2, "n_evaluate": 2,
+    }  # fmt: skip
+    file, out = tmp_path / "base.yaml", tmp_path / "sweep"
+    file.write_text(yaml.safe_dump(base))
+    # One of the two worlds is too small, which is seen only when its run begins.
+    command = ("sweep", "memory", "n_people=4,9999", "--base", file, "--out", out)
+    status, _, err = run(*command)
+    assert status == 1
+    assert "1 runs failed" in err
+    status, said, _ = run("sweep", "status", out)
+    assert status == 0
+    assert "fewer than 9,999" in said
+    assert said.splitlines()[-1] == "1 done, 0 running, 0 waiting, 1 failed"
+
+    assert run("sweep", "memory", "seed=0:2", "--base", file, "--out", out)[0] == 0
+    table = pd.read_csv(out / "runs.csv")
+    assert table["cell"].tolist() == ["seed=0", "seed=1"]
+    assert table["recall_seen"].between(0, 1).all()
+    assert run("sweep", "status", out)[1] == "2 done, 0 running, 0 waiting, 0 failed\n"
+
+
+def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:
+    status, _, err = run("sweep", "status", tmp_path)
+    assert status == 2
+    assert "holds no sweep" in sentence(err)

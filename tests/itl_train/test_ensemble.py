@@ -1,0 +1,88 @@
+"""Ensembles in their folders: each member is a run of its own, and a kill costs nothing."""
+
+import dataclasses
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from itl_agents.nanollama import load_model
+from itl_env.errors import ConfigError
+from itl_train.checkpoint import checkpoints
+from itl_train.ensemble import EnsembleRun
+from itl_train.memory import MemoryRun
+from itl_train.memory_config import MemoryConfig
+
+
+@pytest.fixture
+def configs(world: str) -> list[MemoryConfig]:
+    first = MemoryConfig(
+        database=world, mode="in-weight", n_people=4, n_unseen=8, d_model=32, n_layers=2,
+        n_heads=2, d_hidden=32, batch_size=16, n_steps=120, log_every=20, checkpoint_every=30,
+        n_threads=1,
+    )  # fmt: skip
+    return [
+        first,
+        dataclasses.replace(first, seed=1, lr=6e-3),
+        dataclasses.replace(first, seed=2, n_steps=3),
+    ]
+
+
+def weights(run: Path) -> list[torch.Tensor]:
+    return list(load_model(checkpoints(run / "checkpoints")[-1]).parameters())
+
+
+def test_every_member_is_the_run_it_would_be_alone(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    found = EnsembleRun(configs, tmp_path / "ensemble").train()
+    for index, config in enumerate(configs):
+        alone = MemoryRun(config, tmp_path / f"alone-{index}")
+        last = alone.train()
+        assert found[index] == last
+        for a, b in zip(
+            weights(tmp_path / "ensemble" / f"member-{index}"),
+            alone.model.parameters(),
+            strict=True,
+        ):
+            assert torch.allclose(a, b, atol=0.05)
+    assert found[0]["recall_seen"] == found[1]["recall_seen"] == 1.0, "two learn"
+    assert found[2]["recall_seen"] < 1.0, "the third stops early"
+
+
+def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    whole = EnsembleRun(configs, tmp_path / "whole").train()
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 40:  # between two checkpoints
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        EnsembleRun(configs, tmp_path / "broken").train(interrupt)
+    run = EnsembleRun(configs, tmp_path / "broken")
+    assert run.step == 40
+    assert run.train() == whole
+    for index in range(3):
+        pairs = zip(
+            weights(tmp_path / "whole" / f"member-{index}"),
+            weights(tmp_path / "broken" / f"member-{index}"),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
+    again = EnsembleRun(configs, tmp_path / "broken")
+    assert again.step == 120
+    assert again.train() == whole
+
+
+def test_members_that_do_not_fit_together_are_refused(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    other = dataclasses.replace(configs[0], batch_size=8)
+    with pytest.raises(ConfigError, match="Member 1 has batch_size=8, the first 16"):
+        EnsembleRun([configs[0], other], tmp_path / "run")
+    with pytest.raises(ConfigError, match="at least one member"):
+        EnsembleRun([], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
