@@ -319,8 +319,8 @@ query a database about {n_trained:,} people, its in-weight twin to answer from i
 seen, who stand in the database. An answer counts if it is the very value, up to case and space.
 People are asked one question each, about one attribute in turn, or all {len(ATTRIBUTES)} where that
 is at most 1,000 questions. Guessing always answers the value that is most frequent among the people
-trained on; the in-weight model does worse, since it makes up values with great confidence. A fact
-holds {results["bits_per_fact"]:.2f} bits on average: what the in-weight model must store of each.
+trained on. A fact holds {results["bits_per_fact"]:.2f} bits on average, which the in-weight model
+has to store and the in-tool model looks up.
 Intervals are Wilson's, at 95%, clustered by person where a person is asked more than once.
 
 Seed {config["seed"]}; last checkpoint; {len(ATTRIBUTES)} attributes.
