@@ -4,16 +4,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 import yaml
 
+from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
+from itl_train.run_folder import RunFolder, has_begun, read_yaml
 from itl_train.sweep import FAILURE, Cell, Launcher, Row, State, grid, state, sweep
 
 CELLS = "cells.json"
@@ -56,11 +59,14 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 
 def _value(text: str) -> Any:
-    """A number where it is one, as YAML reads it, which knows no 1e-3."""
+    """What YAML reads (a number, true, null, text), and 1e-3 as a number, which it does not."""
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
+    with suppress(TypeError, ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[Cell]:
@@ -70,10 +76,28 @@ def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> 
         settings = {**base, **values}
         if "database" not in settings:
             raise ConfigError("No database is named; write database=URL among the axes.")
-        MemoryConfig(**settings)
+        url = parse_url(settings["database"])
+        if holds_password(url):  # settings are written into files
+            raise ConfigError(
+                f"A sweep's database must be named without a password ({public_url(url)}); give it "
+                "in PGPASSWORD or ~/.pgpass."
+            )
+        try:
+            MemoryConfig(**settings)
+        except TypeError as error:  # an unknown name, or text where a number belongs
+            raise ConfigError(f"The settings {values} do not fit: {error}.") from None
         name = ",".join(f"{key}={value}".replace("/", "_") for key, value in values.items())
         cells.append(Cell(name, settings))
     return cells
+
+
+def check_begun(cells: Sequence[Cell], out: Path) -> None:
+    """Raise ConfigError if a cell's folder holds a run of other settings than its name tells."""
+    for cell in cells:
+        if (out / cell.name / "config.yaml").exists():
+            settings = asdict(MemoryConfig(**cell.settings))
+            url = public_url(parse_url(settings["database"]))
+            has_begun(out / cell.name, {**settings, "database": url})
 
 
 def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
@@ -87,11 +111,12 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
 
 def run_sweep_memory(config: SweepMemory) -> None:
     """Run what is left of the sweep, and print how it stands."""
-    from itl_train.run_folder import read_yaml
-
     base = {**RECIPES[config.recipe], **(read_yaml(Path(config.base)) if config.base else {})}
     cells = memory_cells(dict(map(parse_axis, config.axes)), base)
+    if config.out.exists() and not config.out.is_dir():
+        raise ConfigError(f"{config.out} is a file; name a folder for the sweep.")
     config.out.mkdir(parents=True, exist_ok=True)
+    check_begun(cells, config.out)
     write_text(config.out / CELLS, json.dumps({cell.name: cell.settings for cell in cells}))
     with Board() as board:
         rows = sweep(
@@ -103,8 +128,8 @@ def run_sweep_memory(config: SweepMemory) -> None:
     print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / 'runs.csv'}")
     if len(rows) < len(cells):
         raise ITLError(
-            f"{len(cells) - len(rows)} runs failed; `itl sweep status {config.out}` says why, and "
-            "--retry runs them again."
+            f"{len(cells) - len(rows)} of {len(cells)} runs failed; "
+            f"`itl sweep status {config.out}` says why, and --retry runs them again."
         )
 
 
@@ -132,7 +157,6 @@ def _state(folder: Path) -> State:
 def _progress(folder: Path) -> str:
     """The newest line of a run's metrics."""
     from benchmarks.progress import describe as describe_row
-    from itl_train.run_folder import RunFolder
 
     rows = RunFolder(folder).rows()
     return f"step {rows[-1]['step']:,}, {describe_row(rows[-1])}" if rows else "it has begun"

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from itl_agents.evaluate import measure_recall, one_question_each
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
 from itl_env import streams
 from itl_env.errors import ConfigError
 from itl_train.batches import BatchPlan, stacked
 from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import Tasks, training_dialogues
+from itl_train.memory import Tasks, recorded, training_dialogues
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
 from itl_train.step import ensemble_step, learning_rates, make_optimizers
@@ -52,10 +51,7 @@ class EnsembleRun:
             )
             for config, tasks in zip(self.configs, self.tasks, strict=True)
         ]
-        settings = [
-            {**dataclasses.asdict(config), "database": tasks.seen.database.url}
-            for config, tasks in zip(self.configs, self.tasks, strict=True)
-        ]
+        settings = [recorded(*pair) for pair in zip(self.configs, self.tasks, strict=True)]
         self.folder = RunFolder.open(out, {"members": settings})
         self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
         seeds = [streams.key(config.seed, "initialisation") % 2**63 for config in self.configs]
@@ -133,16 +129,7 @@ class EnsembleRun:
             None,
             lambda path: save_model_and_tokenizer(self.model.member(index), self.tokenizer, path),
         )
-        row: dict[str, Any] = {"step": config.n_steps}
-        for name, task in (("seen", tasks.seen), ("unseen", tasks.unseen)):
-            if task is not None:
-                facts = one_question_each(task, config.n_evaluate)
-                count = measure_recall(self.agent(index), task, facts)
-                row |= {
-                    f"recall_{name}": count.recall,
-                    f"asked_{name}": count.asked,
-                    f"right_{name}": count.right,
-                }
+        row = {"step": config.n_steps, **tasks.ask(self.agent(index), config.n_evaluate)}
         folder.log(row)
         return row
 

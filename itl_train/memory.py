@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from itl_agents.agent import rollout
+from itl_agents.agent import Agent, rollout
 from itl_agents.evaluate import measure_recall, one_question_each
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
 from itl_agents.scripted import ExpertAgent
@@ -71,6 +71,22 @@ class Tasks:
         unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
         return cls(seen, unseen)
 
+    def ask(self, agent: Agent, n_people: int) -> dict[str, Any]:
+        """Recall on training people and on unseen ones, one question each, for a metrics row."""
+        row: dict[str, Any] = {}
+        for name, task in (("seen", self.seen), ("unseen", self.unseen)):
+            if task is not None:
+                count = measure_recall(agent, task, one_question_each(task, n_people))
+                row[f"recall_{name}"] = count.recall
+                row[f"asked_{name}"] = count.asked
+                row[f"right_{name}"] = count.right
+        return row
+
+
+def recorded(config: MemoryConfig, tasks: Tasks) -> dict[str, Any]:
+    """The settings as they may be written down: the database's address without a password."""
+    return {**dataclasses.asdict(config), "database": tasks.seen.database.url}
+
 
 def expert_dialogues(task: RecallTask, tokenizer: ByteTokenizer) -> Dialogues:
     """The expert's episodes about every fact of the task, rendered."""
@@ -109,8 +125,7 @@ class MemoryRun:
         self.tasks = Tasks.open(config)
         self.tokenizer = ByteTokenizer()
         self._dialogues: Dialogues | None = None
-        # The address as it may be written down: without a password.
-        settings = {**dataclasses.asdict(config), "database": self.tasks.seen.database.url}
+        settings = recorded(config, self.tasks)
         if not has_begun(out, settings):
             self._render()
         self.folder = RunFolder.open(out, settings)
@@ -241,18 +256,7 @@ class MemoryRun:
 
     def _evaluate(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
         """Recall on training people and on unseen ones, through the task."""
-        row: dict[str, Any] = {"step": self.step}
-        for name, task in (("seen", self.tasks.seen), ("unseen", self.tasks.unseen)):
-            if task is None:
-                continue
-            count = measure_recall(
-                self.agent(), task, one_question_each(task, self.config.n_evaluate)
-            )
-            row |= {
-                f"recall_{name}": count.recall,
-                f"asked_{name}": count.asked,
-                f"right_{name}": count.right,
-            }
+        row = {"step": self.step, **self.tasks.ask(self.agent(), self.config.n_evaluate)}
         self.folder.log(row, on_metrics)
         self._last_evaluation = row
         return row

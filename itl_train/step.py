@@ -80,19 +80,14 @@ def train_step(
 
     The weights stay as they are if the loss is not finite.
     """
-    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        logits = model(batch.input_ids, positions=batch.positions)
-    loss = F.cross_entropy(logits.float(), batch.targets)
+    loss = F.cross_entropy(_logits(model, batch, dtype), batch.targets)
     loss.backward()
     value = loss.item()
     norm = gradient_norms(model.parameters())
     if math.isfinite(value):
         if clip:
             clip_gradients(model.parameters(), norm, clip)
-        for optimizer, rate in zip(optimizers, rates, strict=False):
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        _update(optimizers, rates)
     return value, float(norm)
 
 
@@ -111,10 +106,8 @@ def ensemble_step(
         they are.
     batch: of `stacked`.
     """
-    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        logits = model(batch.input_ids, positions=batch.positions)
     each = F.cross_entropy(
-        logits.float().flatten(0, 1),
+        _logits(model, batch, dtype).flatten(0, 1),
         batch.targets.flatten(),
         ignore_index=IGNORED,
         reduction="none",
@@ -124,8 +117,21 @@ def ensemble_step(
     if clip:
         norms = gradient_norms(model.parameters(), model.n_members)
         clip_gradients(model.parameters(), norms, clip)
+    _update(optimizers, rates)
+    return losses.detach()
+
+
+def _logits(model: NanoLlama, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """In float32, whatever the dtype of the matrix products before."""
+    with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
+        logits: Tensor = model(batch.input_ids, positions=batch.positions)
+    return logits.float()
+
+
+def _update(
+    optimizers: Sequence[torch.optim.Optimizer], rates: Sequence[float] | Sequence[Tensor]
+) -> None:
     for optimizer, rate in zip(optimizers, rates, strict=False):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return losses.detach()

@@ -16,6 +16,7 @@ def test_axes_are_lists_or_ranges_of_settings() -> None:
     assert parse_axis("seed=0:3") == ("seed", [0, 1, 2])
     assert parse_axis("lr=1e-3,0.004") == ("lr", [0.001, 0.004])
     assert parse_axis("mode=in-tool,in-weight") == ("mode", ["in-tool", "in-weight"])
+    assert parse_axis("zero_residual=true,false") == ("zero_residual", [True, False])
     assert parse_axis("d_hidden=null,64") == ("d_hidden", [None, 64])
     for text, said in (("seed", "no axis"), ("seed=", "no axis"), ("sead=1", "no setting 'sead'")):
         with pytest.raises(ConfigError, match=said):
@@ -27,6 +28,13 @@ def test_a_contradiction_is_found_before_anything_runs() -> None:
         memory_cells({"d_model": [64, 65]}, {"database": "facts.db"})
     with pytest.raises(ConfigError, match="No database"):
         memory_cells({"seed": [0]}, {})
+    with pytest.raises(ConfigError, match="do not fit"):
+        memory_cells({"n_people": ["many"]}, {"database": "facts.db"})
+    with pytest.raises(ConfigError, match="sead"):
+        memory_cells({"seed": [0]}, {"database": "facts.db", "sead": 1})
+    with pytest.raises(ConfigError, match="without a password") as refused:
+        memory_cells({"database": ["postgresql://me:secret@host/facts"]}, {})
+    assert "secret" not in str(refused.value)
 
 
 def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path: Path) -> None:
@@ -40,7 +48,7 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     command = ("sweep", "memory", "n_people=4,9999", "--base", file, "--out", out)
     status, _, err = run(*command)
     assert status == 1
-    assert "1 runs failed" in err
+    assert "1 of 2 runs failed" in err
     status, said, _ = run("sweep", "status", out)
     assert status == 0
     assert "fewer than 9,999" in said
@@ -51,6 +59,11 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     assert table["cell"].tolist() == ["seed=0", "seed=1"]
     assert table["recall_seen"].between(0, 1).all()
     assert run("sweep", "status", out)[1] == "2 done, 0 running, 0 waiting, 0 failed\n"
+
+    file.write_text(yaml.safe_dump(base | {"n_steps": 3}))
+    status, _, err = run("sweep", "memory", "seed=0:2", "--base", file, "--out", out)
+    assert status == 2
+    assert "n_steps=2, not 3" in sentence(err), "rows of other settings are not passed off"
 
 
 def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:

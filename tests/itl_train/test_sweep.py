@@ -60,8 +60,13 @@ def test_rows_from_elsewhere_count_as_done(tmp_path: Path) -> None:
 
 
 def test_a_job_that_dies_says_so(tmp_path: Path) -> None:
-    sweep([cell("one", device="meta")], train_cell, tmp_path, Launcher())
-    assert (tmp_path / "one" / "failure.txt").read_text()
+    source = "def die(settings, folder):\n import os, sys\n print('last words', file=sys.stderr)\n"
+    space: dict = {"__name__": "__main__"}  # so that it is pickled whole
+    exec(source + " sys.stderr.flush()\n os._exit(3)", space)
+    assert sweep([cell("one")], space["die"], tmp_path, Launcher()) == []
+    said = (tmp_path / "one" / "failure.txt").read_text()
+    assert "died" in said
+    assert "last words" in said
 
 
 def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
