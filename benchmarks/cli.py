@@ -52,6 +52,19 @@ STUDIES = {
         "benchmarks.quickstart_seeds:quickstart_seeds",
         resumes=True,
     ),
+    **{
+        name: Command(
+            summary,
+            f"benchmarks.{name}:{name.capitalize()}Config",
+            f"benchmarks.{name}:{name}",
+            resumes=True,
+        )
+        for name, summary in {
+            "bounds": "parameters against facts: knowing them, and looking them up",
+            "generalisation": "recall on unseen names against the people trained on",
+            "compressibility": "parameters for worlds whose families share values",
+        }.items()
+    },
 }
 
 COMMANDS = {

@@ -1,8 +1,6 @@
 """Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
 
 import json
-import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
+from benchmarks.board import Board, describe
 from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
@@ -160,41 +159,3 @@ def _progress(folder: Path) -> str:
 
     rows = RunFolder(folder).rows()
     return f"step {rows[-1]['step']:,}, {describe_row(rows[-1])}" if rows else "it has begun"
-
-
-def describe(states: Mapping[str, State]) -> str:
-    """How many runs are in each state."""
-    counts = Counter(states.values())
-    order: tuple[State, ...] = ("done", "running", "waiting", "failed")
-    return ", ".join(f"{counts[its]:,} {its}" for its in order)
-
-
-class Board:
-    """How a sweep stands: a live line on a terminal, a line for each change elsewhere."""
-
-    def __init__(self) -> None:
-        self._said = ""
-        self._live: Any = None
-
-    def __enter__(self) -> "Board":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True))
-            self._live.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, states: Mapping[str, State]) -> None:
-        """Show the states, and the names of what is running."""
-        running = [name for name, its in states.items() if its == "running"]
-        line = describe(states)
-        if self._live is not None:
-            self._live.update("\n".join([line, *(f"  {name}" for name in running[:10])]))
-        elif line != self._said:
-            print(line, file=sys.stderr, flush=True)
-        self._said = line

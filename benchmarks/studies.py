@@ -1,116 +1,126 @@
-"""What the memory-load studies share: their worlds, what one cell does, the search for a size.
+"""What the memory-load studies share: their flags, their rows, and the search for a size.
 
-A cell trains one model on one world and measures its recall at the last checkpoint. How long it
-trains follows from `exposures`, the times each fact is seen, so that worlds of different size are
-trained alike.
+A study trains cells (`benchmarks.cells`) with the sweep of `itl_train.sweep`. Every row it has goes
+into `runs.csv`; rows of the library's own results count as done, so that a study is continued and
+not repeated.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
+from benchmarks.board import Board
+from benchmarks.cells import train_cell
 from benchmarks.reference import RECALL
-from benchmarks.statistics import clustered_wilson
-from itl_env.database import FactDatabase
-from itl_env.entropy import world_entropy
-from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
-from itl_train.sweep import Row
+from itl_env.errors import ConfigError, ITLError
+from itl_env.files import write_text
+from itl_train.memory_config import RECIPES, RecipeName
+from itl_train.sweep import Cell, Launcher, Row, sweep
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = "runs.csv"
 
 # The published grid of widths; at 2 layers, 2 heads and the byte vocabulary P = 32 d^2 + 525 d.
 WIDTHS = (*range(4, 81, 4), *range(88, 129, 8))
 
-
-@dataclass(frozen=True)
-class World:
-    """A database of facts for one cell."""
-
-    n_people: int  # people that are trained on
-    seed: int
-    n_unseen: int = 0  # people that are not
-    unseen_vocabulary: str = "paper"  # theirs; `ood` for first names that nobody else has
-    correlation: float = 0.0  # share of values that a family shares
-    first_names: int = 437  # names that are used, of each list
-    last_names: int = 388
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The paper's word lists, with as many names as are used."""
-        paper = Vocabulary.load("paper")
-        if (self.first_names, self.last_names) == (len(paper.first_names), len(paper.last_names)):
-            return paper
-        return paper.limit(self.first_names, self.last_names)
-
-    def people(self) -> Iterable[Person]:
-        """First those that are trained on, then the unseen ones."""
-        words = self.vocabulary
-        if self.unseen_vocabulary == "paper":
-            return people(self.n_people + self.n_unseen, self.seed, words, self.correlation)
-        return chain(
-            people(self.n_people, self.seed, words, self.correlation),
-            people(self.n_unseen, self.seed, self.unseen_vocabulary, self.correlation),
-        )
-
-    def build(self, folder: Path) -> Path:
-        """The database's file in `folder`, made if it is not there."""
-        name = "-".join(f"{value}" for value in vars(self).values())
-        file = folder / f"{name}.db"
-        if not file.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            FactDatabase.create(file, self.people()).close()
-        return file.absolute()
+# The published shape and call; the fast recipe's rates at it.
+SHAPE: Mapping[str, Any] = {
+    "n_layers": 2, "n_heads": 2, "d_hidden": None, "style": "fenced", "max_length": 512,
+    "evaluate_every": 500, "n_evaluate": 256,
+}  # fmt: skip
+FAST: Mapping[str, Any] = {
+    "optimizer": "muon", "lr": 8e-3, "muon_lr": 0.04, "schedule": "linear", "n_warmup": 50,
+    "batch_size": 16, "zero_residual": True, "stop_at": 0.99,
+}  # fmt: skip
 
 
-def steps_for(exposures: float, n_people: int, batch_size: int) -> int:
-    """Optimizer steps in which each fact of n people is seen `exposures` times on average."""
-    return math.ceil(exposures * n_people * len(ATTRIBUTES) / batch_size)
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig(Launcher):
+    """The flags of every study."""
+
+    out: Path  # folder of the study
+    preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
+    """smoke: about a minute; laptop: under two hours on two cores; paper: the published grids."""
+    recipe: RecipeName = "fast"  # how models are trained
+    retry: bool = False  # run again what failed
+    fresh: bool = False  # run also what the library's own result tables hold
 
 
-def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train the model of a cell and measure it; see `cell_settings`."""
-    from itl_agents.evaluate import measure_recall, one_question_each
-    from itl_train.memory import MemoryRun
-    from itl_train.memory_config import MemoryConfig
+Group = TypeVar("Group")
 
-    world = World(**settings["world"])
-    config = MemoryConfig(
-        database=str(world.build(folder.parent / "worlds")),
-        n_people=world.n_people,
-        n_unseen=world.n_unseen,
-        seed=world.seed,
-        **settings["model"],
-    )
-    run = MemoryRun(config, folder)
-    run.train()
-    row: Row = {
-        **settings["labels"],
-        "n_people": world.n_people,
-        "seed": world.seed,
-        "parameters": run.model.config.n_parameters,
-        "steps": run.step,
-        "exposures": run.step * config.batch_size / (world.n_people * len(ATTRIBUTES)),
-    }
-    entropy = world_entropy(world.n_people, world.vocabulary, world.correlation, world.seed)
-    n_facts = world.n_people * len(ATTRIBUTES)
-    row["bits_per_fact"] = entropy.bits_per_fact
-    row["bits_per_parameter"] = entropy.bits_per_fact * n_facts / row["parameters"]
-    for who, task in (("seen", run.tasks.seen), ("unseen", run.tasks.unseen)):
-        if task is None:
-            continue
-        every = task.n_facts <= 4_000
-        facts = task.facts() if every else one_question_each(task, 4_000)
-        count = measure_recall(run.agent(), task, facts)
-        low, high = clustered_wilson(list(count.by_person.values()))
-        row |= {
-            f"{who}_asked": count.asked,
-            f"{who}_right": count.right,
-            f"{who}_recall": count.recall,
-            f"{who}_low": low,
-            f"{who}_high": high,
-        }
-    return row
+
+class Study(Generic[Group]):
+    """The rows of one study, known and new.
+
+    name: of the study, and of its folder among the results.
+    """
+
+    def __init__(self, name: str, config: StudyConfig) -> None:
+        """Raises ConfigError if `config.out` is no folder."""
+        self.name = name
+        self.config = config
+        if config.out.exists() and not config.out.is_dir():
+            raise ConfigError(f"{config.out} is a file; name a folder for the study.")
+        config.out.mkdir(parents=True, exist_ok=True)
+        self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
+        self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
+
+    def settings(self, **own: Any) -> dict[str, Any]:
+        """The model's settings under the study's recipe."""
+        recipe = FAST if self.config.recipe == "fast" else RECIPES["published"]
+        often = {"evaluate_every": 50} if self.config.preset == "smoke" else {}
+        return {**recipe, **SHAPE, **often, **own}
+
+    def run(self, cells: Sequence[Cell]) -> list[Row]:
+        """The rows of the cells, run where there is none yet.
+
+        Raises ITLError if one failed; the others are kept.
+        """
+        config = self.config
+        with Board() as board:
+            rows = sweep(
+                cells,
+                train_cell,
+                config.out,
+                config,
+                known=self._known.values(),
+                retry=config.retry,
+                on_change=board.show,
+            )
+        self.rows |= {row["cell"]: row for row in rows}
+        write_rows(config.out / RUNS, list(self.rows.values()))
+        if len(rows) < len(cells):
+            done = {row["cell"] for row in rows}
+            failed = [cell.name for cell in cells if cell.name not in done]
+            raise ITLError(
+                f"{len(failed)} runs failed, such as {failed[0]}; see failure.txt in its folder in "
+                f"{config.out}. With --retry, the same command runs them again."
+            )
+        return rows
+
+    def search(
+        self,
+        groups: Sequence[Group],
+        widths: Sequence[int],
+        cells: Callable[[Group, int], Sequence[Cell]],
+    ) -> dict[Group, int | None]:
+        """The smallest width of each group whose mean recall reaches `RECALL`; None if none does.
+
+        cells: those of a group and a width, one for each seed.
+        """
+        means: dict[tuple[Group, int], float] = {}
+
+        def ask(group: Group) -> tuple[int | None, int | None]:
+            return smallest(widths, lambda width: means.get((group, width)))
+
+        while asked := {g: width for g in groups if (width := ask(g)[1]) is not None}:
+            each = {group: cells(group, width) for group, width in asked.items()}
+            self.run([cell for wanted in each.values() for cell in wanted])
+            for group, wanted in each.items():
+                recalls = [float(self.rows[cell.name]["seen_recall"]) for cell in wanted]
+                means[group, asked[group]] = sum(recalls) / len(recalls)
+        return {group: ask(group)[0] for group in groups}
 
 
 def smallest(
@@ -134,3 +144,20 @@ def smallest(
         else:
             low = middle + 1
     return (widths[low] if low < len(widths) else None), None
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """The rows of a CSV file by their cell; none if there is no such file."""
+    import pandas as pd
+
+    if not file.exists():
+        return {}
+    rows = pd.read_csv(file).to_dict("records")
+    return {row["cell"]: {k: v for k, v in row.items() if not pd.isna(v)} for row in rows}
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write the rows as CSV."""
+    import pandas as pd
+
+    write_text(file, pd.DataFrame(rows).to_csv(index=False))

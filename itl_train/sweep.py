@@ -37,7 +37,8 @@ class Cell:
 class Launcher:
     """Where cells are executed."""
 
-    launcher: Literal["local", "slurm"] = "local"  # processes of this machine, or Slurm jobs
+    launcher: Literal["local", "slurm", "here"] = "local"  # where runs are executed
+    """local: processes of this machine; slurm: its jobs; here: this process, one by one."""
     workers: int = 0  # jobs at a time; 0 for as many as there are cores (on Slurm: any number)
     threads: int = 1  # CPU threads of a job
     gpus: int = 0  # GPUs of a job
@@ -70,6 +71,7 @@ class Job:
         """Run the cell and leave its row, or the traceback of its failure."""
         import torch
 
+        threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         began = time.perf_counter()
@@ -78,6 +80,8 @@ class Job:
         except Exception:
             write_text(self.folder / FAILURE, traceback.format_exc())
             return
+        finally:
+            torch.set_num_threads(threads_before)
         seconds = round(time.perf_counter() - began, 1)
         row = {"cell": self.cell.name, **row, "seconds": seconds}
         write_text(self.folder / ROW, json.dumps(row) + "\n")
@@ -147,6 +151,14 @@ def _run(
     on_change: Callable[[Mapping[str, State]], None],
 ) -> None:
     """Keep `launcher.workers` jobs going until no cell is left."""
+    if launcher.launcher == "here":
+        for cell in waiting:
+            states[cell.name] = "running"
+            on_change(states)
+            Job(work, cell, out / cell.name, launcher.threads)()
+            states[cell.name] = state(out / cell.name)
+            on_change(states)
+        return
     executor = _executor(launcher, out / "jobs")
     local = launcher.launcher == "local"
     at_a_time = launcher.workers or (len(os.sched_getaffinity(0)) if local else len(waiting))

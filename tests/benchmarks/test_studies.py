@@ -1,12 +1,19 @@
-"""What the memory-load studies share."""
+"""The memory-load studies: every one runs small, through its command, in real training."""
 
+import json
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy.stats import linregress
 
+from benchmarks import studies
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
-from benchmarks.studies import WIDTHS, World, smallest, steps_for
-from itl_env import FactDatabase, Vocabulary
+from benchmarks.studies import WIDTHS, smallest
+from benchmarks.study_report import line_fit, minimum
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("enough", [*WIDTHS, 1_000])
@@ -19,23 +26,114 @@ def test_bisection_finds_the_smallest_width_that_is_enough(enough: int) -> None:
     assert len(known) <= 5
 
 
-def test_exposures_are_met() -> None:
-    assert steps_for(500, 64, 128) == 1_000
-    assert steps_for(1, 1, 128) == 1
-
-
 def test_all_bits_must_find_room() -> None:
     assert parameters_needed(100, 31.25, 2.0) == 1_563
     for n_people, published in BOUNDS_IN_WEIGHT.items():
         assert published is None or published > parameters_needed(n_people, 31.25, 3.6)
 
 
-def test_unseen_people_have_names_that_nobody_trained_on_has(tmp_path: Path) -> None:
-    world = World(30, seed=1, n_unseen=20, unseen_vocabulary="ood")
-    names = list(FactDatabase(world.build(tmp_path)).names())
-    first = [name.split()[0] for name in names]
-    assert len(names) == 50
-    assert not set(first[30:]) & set(Vocabulary.load("paper").first_names)
-    small = World(30, seed=1, first_names=8, last_names=4)
-    assert len({name.split()[0] for name in FactDatabase(small.build(tmp_path)).names()}) == 8
-    assert len(list(tmp_path.glob("*.db"))) == 2
+def test_a_fit_is_that_of_least_squares() -> None:
+    points = [(4 * n, p) for n, p in BOUNDS_IN_WEIGHT.items()]
+    fit = line_fit(points)
+    assert fit is not None
+    expected = linregress(*zip(*[(x, p) for x, p in points if p is not None], strict=True))
+    assert fit["slope"] == pytest.approx(expected.slope)
+    assert fit["intercept"] == pytest.approx(expected.intercept)
+    assert fit["r2"] == pytest.approx(expected.rvalue**2)
+    assert line_fit([(1, 1.0), (2, None), (3, 3.0)]) is None
+
+
+def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
+    rows = [
+        {
+            "mode": mode, "d_model": d, "parameters": 100 * d, "seen_recall": recall, "steps": 5,
+            "exposures": 7.0, "bits_per_parameter": 0.5,
+        }
+        for mode, d, recall in [
+            ("in-tool", 8, 1.0), ("in-weight", 8, 0.2), ("in-weight", 12, 0.5),
+            ("in-weight", 16, 0.9), ("in-weight", 16, 1.0), ("in-weight", 24, 1.0),
+        ]
+    ]  # fmt: skip
+    found = minimum(rows, {"mode": "in-weight"}, 16)
+    assert (found["parameters"], found["failed"]) == (1_600, 1_200)
+    assert (found["recall"], found["recall_lowest"], found["recall_highest"]) == (0.95, 0.9, 1.0)
+    none = minimum(rows, {"mode": "in-weight"}, None)
+    assert (none["parameters"], none["failed"], none["recall"]) == (None, 2_400, None)
+
+
+def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Path) -> None:
+    out = tmp_path / "bounds"
+    command = ("bench", "run", "bounds", "--preset", "smoke", "--launcher", "here", "--out", out)
+    status, said, _ = run(*command)
+    assert status == 0
+    assert (out / "report.md").read_text() in said
+    for figure in ("bounds.png", "recall.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+    rows = pd.read_csv(out / "runs.csv")
+    assert set(rows["mode"]) == {"in-weight", "in-tool"}
+    assert (rows["seen_low"] <= rows["seen_recall"]).all()
+    minima = json.loads((out / "study.json").read_text())["minima"]
+    assert [(m["mode"], m["n_people"]) for m in minima] == [
+        ("in-weight", 2), ("in-weight", 3), ("in-tool", 2), ("in-tool", 3),
+    ]  # fmt: skip
+    knows = minima[0]
+    assert knows["recall"] >= 0.95, "200 exposures are enough to know the facts of two people"
+    enough = rows[(rows["mode"] == "in-weight") & (rows["parameters"] == knows["parameters"])]
+    assert enough[enough["n_people"] == 2]["seen_recall"].mean() == knows["recall"]
+
+    before = (out / rows["cell"][0] / "row.json").stat().st_mtime_ns
+    assert run(*command)[1] == said, "nothing is run again, and the report is the same"
+    assert (out / rows["cell"][0] / "row.json").stat().st_mtime_ns == before
+
+
+def test_rows_of_the_library_count_as_done_unless_asked_afresh(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studies, "RESULTS", tmp_path / "results")
+    command = ("bench", "run", "generalisation", "--preset", "smoke", "--launcher", "here", "--out")
+    first = tmp_path / "first"
+    assert run(*command, first)[0] == 0
+    (tmp_path / "results" / "generalisation").mkdir(parents=True)
+    shutil.copy(first / "runs.csv", tmp_path / "results" / "generalisation")
+
+    read, again = tmp_path / "read", tmp_path / "again"
+    assert run(*command, read)[0] == 0
+    assert [path.name for path in read.iterdir() if path.is_dir()] == [], "nothing was trained"
+    rows = pd.read_csv(first / "runs.csv")
+    pd.testing.assert_frame_equal(rows, pd.read_csv(read / "runs.csv"))
+    assert run(*command, again, "--fresh")[0] == 0
+    assert (again / rows["cell"][0]).is_dir()
+    same = [column for column in rows if column != "seconds"]
+    pd.testing.assert_frame_equal(rows[same], pd.read_csv(again / "runs.csv")[same])
+    assert {"unseen_recall", "unseen_low", "unseen_high"} <= set(rows)
+
+
+def test_compressibility_draws_what_correlation_saves(run, tmp_path: Path) -> None:
+    out = tmp_path / "compressibility"
+    status, said, _ = run(
+        "bench", "run", "compressibility", "--preset", "smoke", "--launcher", "here", "--out", out
+    )  # fmt: skip
+    assert status == 0
+    assert "published: the smallest P goes to 0.47" in said
+    assert (out / "compressibility.png").read_bytes().startswith(b"\x89PNG")
+    free, bound = json.loads((out / "study.json").read_text())["minima"]
+    assert bound["bits"] < free["bits"]
+
+
+def test_a_failed_run_is_named_and_the_others_are_kept(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(studies.FAST, "lr", 1e30)  # which no training survives
+    out = tmp_path / "bounds"
+    command = ("bench", "run", "bounds", "--preset", "smoke", "--launcher", "here", "--out", out)
+    status, _, said = run(*command)
+    assert status == 1
+    assert "runs failed, such as in-tool-3-people" in said
+    assert "--retry" in said
+
+
+def test_a_study_needs_a_folder(run, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    status, _, said = run("bench", "run", "bounds", "--preset", "smoke", "--out", file)
+    assert (status, said) == (2, f"itl: {file} is a file; name a folder for the study.\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import train_cell
+from benchmarks.cells import train_cell
 from itl_env.errors import ConfigError
 from itl_train.sweep import Cell, Launcher, State, grid, sweep
 
@@ -18,7 +18,7 @@ MODEL = {
 
 def cell(name: str, **changes: object) -> Cell:
     world = {"n_people": 4, "seed": 0, "n_unseen": 0}
-    return Cell(name, {"world": world, "labels": {"kind": name}, "model": MODEL | changes})
+    return Cell(name, {"world": world, "model": MODEL | changes})
 
 
 def test_a_grid_is_every_combination_in_order() -> None:
@@ -37,7 +37,6 @@ def test_cells_run_once_and_a_failed_one_again_on_request(tmp_path: Path) -> Non
     cells = [cell("one"), cell("bad", n_heads=3), cell("two", d_model=16)]
     rows = sweep(cells, train_cell, tmp_path, launcher, on_change=lambda s: seen.append(dict(s)))
     assert [row["cell"] for row in rows] == ["one", "two"]
-    assert [row["kind"] for row in rows] == ["one", "two"]
     assert rows[0]["seen_asked"] == 16
     assert rows[0]["parameters"] < rows[1]["parameters"]
     assert seen[-1] == {"one": "done", "bad": "failed", "two": "done"}

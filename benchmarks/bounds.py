@@ -1,0 +1,179 @@
+"""How many parameters does it take to know facts, and how many to look them up?
+
+    itl bench run bounds --preset laptop --out runs/bounds
+
+For each number of people, in-weight and in-tool, bisects for the narrowest model whose recall on
+the people it was trained on, averaged over seeds, reaches 0.95 (arXiv 2508.20755, section 5.1).
+Every model sees each fact equally often at most; the fast recipe ends a run once it knows them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from benchmarks.cells import World, make_cell, steps_for
+from benchmarks.reference import (
+    BOUNDS_IN_TOOL,
+    BOUNDS_IN_WEIGHT,
+    LINE,
+    RECALL,
+)
+from benchmarks.studies import WIDTHS, Study, StudyConfig
+from benchmarks.study_report import finish, line_fit, minimum, number, spread, table
+from itl_env.facts import ATTRIBUTES
+from itl_env.recall import Mode
+from itl_train.sweep import Cell
+
+MODES: tuple[Mode, ...] = ("in-weight", "in-tool")
+PUBLISHED: Mapping[Mode, Mapping[int, int | None]] = {
+    "in-weight": BOUNDS_IN_WEIGHT,
+    "in-tool": BOUNDS_IN_TOOL,
+}
+
+
+class Sizes(NamedTuple):
+    """How much a preset runs."""
+
+    n_people: tuple[int, ...]
+    widths: tuple[int, ...]
+    n_seeds: int
+    exposures: int  # times that each fact is seen, unless the model knows it earlier
+
+
+PRESETS = {
+    "smoke": Sizes((2, 3), (8, 16), 1, 200),
+    "laptop": Sizes((32, 64, 128, 256), (8, 12, 16, 20, 24, 32, 48), 3, 250),
+    "paper": Sizes(tuple(2**i for i in range(1, 16)), WIDTHS, 10, 1_000),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundsConfig(StudyConfig):
+    """Find the smallest model that knows n people, and the smallest that looks them up.
+
+    The same command goes on with an interrupted study.
+    """
+
+
+class Group(NamedTuple):
+    """One search for a width."""
+
+    mode: Mode
+    n_people: int
+
+
+def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is left of the study; writes `report.md`, `runs.csv`, `study.json`, two figures."""
+    from benchmarks.study_plots import bounds_figure, recall_figure
+
+    sizes = PRESETS[config.preset]
+    study: Study[Group] = Study("bounds", config)
+
+    def cells(group: Group, width: int) -> list[Cell]:
+        mode, n = group
+        batch_size = study.settings()["batch_size"]
+        model = study.settings(
+            mode=mode, d_model=width, n_steps=steps_for(sizes.exposures, n, batch_size)
+        )
+        name = f"{mode}-{n}-people-d-{width}"
+        return [
+            make_cell(f"{name}-seed-{seed}", World(n, seed), model) for seed in range(sizes.n_seeds)
+        ]
+
+    groups = [Group(mode, n) for mode in reversed(MODES) for n in reversed(sizes.n_people)]
+    widths = study.search(groups, sizes.widths, cells)
+    found = [
+        {
+            **minimum(study.rows.values(), group._asdict(), widths[group]),
+            "facts": len(ATTRIBUTES) * group.n_people,
+            "published": PUBLISHED[group.mode].get(group.n_people),
+        }
+        for group in reversed(groups)
+    ]
+    fit = line_fit(
+        [(row["facts"], row["parameters"]) for row in found if row["mode"] == "in-weight"]
+    )
+    result = {"sizes": sizes._asdict(), "minima": found, "line": fit}
+    bounds_figure(found, fit, config.out / "bounds.png")
+    recall_figure(list(study.rows.values()), config.out / "recall.png")
+    return finish(study, result, report(result), say)
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """`report.md`: the figures, the table, and how it compares with the published one."""
+    sizes, fit = result["sizes"], result["line"]
+    rows = [
+        (
+            row["mode"],
+            f"{row['n_people']:,}",
+            f"{row['facts']:,}",
+            number(row["parameters"], f"none up to d {sizes['widths'][-1]}"),
+            number(row["failed"]),
+            spread(row),
+            f"{row['exposures']:,.0f}",
+            "-" if row["bits_per_parameter"] is None else f"{row['bits_per_parameter']:.2f}",
+            number(row["published"]),
+            ratio(row),
+        )
+        for row in result["minima"]
+    ]
+    head = (
+        "mode", "people", "facts", "smallest P", "largest P that fails",
+        "recall, mean [lowest, highest seed]", "exposures", "bits/parameter", "published P",
+        "P / published",
+    )  # fmt: skip
+    slope = (
+        f"The line through the in-weight sizes is P = {fit['slope']:.2f} facts + "
+        f"{fit['intercept']:,.0f} (R^2 {fit['r2']:.3f}); the published one is P = {LINE[0]} facts "
+        f"+ {LINE[1]:,}."
+        if fit
+        else "There are too few in-weight sizes for a line."
+    )
+    return f"""# How many parameters do facts need?
+
+![smallest model against facts](bounds.png)
+
+{table(head, rows, left=1)}
+
+Smallest P: the narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to
+{sizes["widths"][-1]}) whose recall on all facts that it was trained on, averaged over
+{sizes["n_seeds"]} seeds, is at least {RECALL}; found by bisection, so the truth lies above the
+largest P that fails. Seeds drive world, initialisation and data order; recall is that of the last
+step.
+
+{slope}
+
+{agreement(result["minima"])}
+
+![recall against parameters](recall.png)
+"""
+
+
+def ratio(row: Mapping[str, Any]) -> str:
+    """Our smallest P over the published one."""
+    if not row["parameters"] or not row["published"]:
+        return "-"
+    return f"{row['parameters'] / row['published']:.2f}"
+
+
+def agreement(minima: Sequence[Mapping[str, Any]]) -> str:
+    """In words: where our sizes agree with the published ones, and where they do not."""
+    lines = []
+    for mode in MODES:
+        both = [m for m in minima if m["mode"] == mode and m["parameters"] and m["published"]]
+        ours = [m for m in minima if m["mode"] == mode and m["parameters"]]
+        if both:
+            smaller = sum(m["parameters"] < m["published"] for m in both)
+            equal = sum(m["parameters"] == m["published"] for m in both)
+            lines.append(
+                f"- {mode}: of {len(both)} sizes that were published too, ours is smaller at "
+                f"{smaller}, equal at {equal}, larger at {len(both) - smaller - equal}."
+            )
+        if len(ours) >= 2:
+            grown = ours[-1]["parameters"] / ours[0]["parameters"]
+            facts = ours[-1]["facts"] / ours[0]["facts"]
+            lines.append(
+                f"- {mode}: from {ours[0]['facts']:,} to {ours[-1]['facts']:,} facts "
+                f"(x{facts:.0f}) the smallest P grows x{grown:.1f}."
+            )
+    return "\n".join(lines) or "No size reached the recall, so nothing can be compared."

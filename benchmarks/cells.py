@@ -1,0 +1,125 @@
+"""A cell of the memory-load studies: one model, trained on one world, and its recall at the end."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from benchmarks.statistics import clustered_wilson
+from itl_env.database import FactDatabase
+from itl_env.entropy import world_entropy
+from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
+from itl_env.files import whole_file
+from itl_train.sweep import Cell, Row
+
+
+@dataclass(frozen=True)
+class World:
+    """A database of facts for one cell."""
+
+    n_people: int  # people that are trained on
+    seed: int
+    n_unseen: int = 0  # people that are not
+    unseen_vocabulary: str = "paper"  # theirs; `ood` for first names that nobody else has
+    correlation: float = 0.0  # share of values that a family shares
+    first_names: int = 437  # names that are used, of each list
+    last_names: int = 388
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The paper's word lists, with as many names as are used."""
+        paper = Vocabulary.load("paper")
+        if (self.first_names, self.last_names) == (len(paper.first_names), len(paper.last_names)):
+            return paper
+        return paper.limit(self.first_names, self.last_names)
+
+    def people(self) -> Iterable[Person]:
+        """First those that are trained on, then the unseen ones."""
+        words = self.vocabulary
+        if self.unseen_vocabulary == "paper":
+            return people(self.n_people + self.n_unseen, self.seed, words, self.correlation)
+        return chain(
+            people(self.n_people, self.seed, words, self.correlation),
+            people(self.n_unseen, self.seed, self.unseen_vocabulary, self.correlation),
+        )
+
+    def build(self, folder: Path) -> Path:
+        """The database's file in `folder`, made if it is not there."""
+        name = "-".join(f"{value}" for value in vars(self).values())
+        file = folder / f"{name}.db"
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as partial:  # another job may be making the same
+                FactDatabase.create(partial, self.people(), replace=True).close()
+        return file.absolute()
+
+
+def steps_for(exposures: float, n_people: int, batch_size: int) -> int:
+    """Optimizer steps in which each fact of n people is seen `exposures` times on average."""
+    return math.ceil(exposures * n_people * len(ATTRIBUTES) / batch_size)
+
+
+def make_cell(name: str, world: World, model: Mapping[str, Any]) -> Cell:
+    """The cell of a world and the settings of `MemoryConfig` that are not the world's.
+
+    Its name ends in a hash of both, so that a row is only ever taken for that of its settings.
+    """
+    settings = {"world": vars(world), "model": dict(model)}
+    text = json.dumps(settings, sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    return Cell(f"{name}-{digest}", settings)
+
+
+def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+    """Train the model of a cell and measure it at its last step.
+
+    settings: of `make_cell`. Recall is asked of every fact, or of one fact of each of 4,000 people
+    where there are more; its interval is Wilson's, clustered by person.
+    """
+    from itl_agents.evaluate import measure_recall, one_question_each
+    from itl_train.memory import MemoryRun
+    from itl_train.memory_config import MemoryConfig
+
+    world = World(**settings["world"])
+    config = MemoryConfig(
+        database=str(world.build(folder.parent / "worlds")),
+        n_people=world.n_people,
+        n_unseen=world.n_unseen,
+        seed=world.seed,
+        **settings["model"],
+    )
+    run = MemoryRun(config, folder)
+    run.train()
+    row: Row = {
+        "mode": config.mode,
+        "n_people": world.n_people,
+        "correlation": world.correlation,
+        "seed": world.seed,
+        "d_model": config.d_model,
+        "parameters": run.model.config.n_parameters,
+        "steps": run.step,
+        "exposures": run.step * config.batch_size / (world.n_people * len(ATTRIBUTES)),
+    }
+    entropy = world_entropy(world.n_people, world.vocabulary, world.correlation, world.seed)
+    n_facts = world.n_people * len(ATTRIBUTES)
+    row["bits_per_fact"] = entropy.bits_per_fact
+    row["bits_per_parameter"] = entropy.bits_per_fact * n_facts / row["parameters"]
+    for who, task in (("seen", run.tasks.seen), ("unseen", run.tasks.unseen)):
+        if task is None:
+            continue
+        every = task.n_facts <= 4_000
+        facts = task.facts() if every else one_question_each(task, 4_000)
+        count = measure_recall(run.agent(), task, facts)
+        low, high = clustered_wilson(list(count.by_person.values()))
+        row |= {
+            f"{who}_asked": count.asked,
+            f"{who}_right": count.right,
+            f"{who}_recall": count.recall,
+            f"{who}_low": low,
+            f"{who}_high": high,
+        }
+    return row

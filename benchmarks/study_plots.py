@@ -1,0 +1,157 @@
+"""The four figures of the memory-load studies."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.plots import CHANCE, IN_TOOL, IN_WEIGHT, save
+from benchmarks.reference import (
+    BITS_PER_PARAMETER,
+    BOUNDS_IN_TOOL,
+    BOUNDS_IN_WEIGHT,
+    COMPRESSIBILITY,
+    GENERALISATION,
+    LINE,
+    RECALL,
+)
+
+COLOURS = {"in-tool": IN_TOOL, "in-weight": IN_WEIGHT}
+BITS_PER_FACT = 7.81  # of the uncorrelated world
+Rows = Sequence[Mapping[str, Any]]
+
+
+def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> None:
+    """Smallest P against facts: ours, the published ones, the fitted line, the theory's bounds."""
+    figure = Figure(figsize=(7.5, 5))
+    axes = figure.subplots()
+    for mode, published in (("in-weight", BOUNDS_IN_WEIGHT), ("in-tool", BOUNDS_IN_TOOL)):
+        points = [(4 * n, p) for n, p in published.items() if p is not None]
+        axes.plot(
+            *zip(*points, strict=True), "o", mfc="none", color=COLOURS[mode], ms=6,
+            label=f"{mode}, published",
+        )  # fmt: skip
+        ours = [row for row in minima if row["mode"] == mode and row["parameters"]]
+        if ours:
+            p = np.array([row["parameters"] for row in ours], dtype=float)
+            below = p - np.array([row["failed"] or 0 for row in ours], dtype=float)
+            axes.errorbar(
+                [row["facts"] for row in ours], p, yerr=[below, np.zeros_like(p)], fmt="o-",
+                color=COLOURS[mode], capsize=3, label=f"{mode}, here (bars: down to what fails)",
+            )  # fmt: skip
+    span = sorted({row["facts"] for row in minima} | {4 * n for n in BOUNDS_IN_WEIGHT})
+    x = np.geomspace(span[0], span[-1], 200)
+    if fit:
+        own = np.geomspace(span[0], max(row["facts"] for row in minima), 200)
+        axes.plot(
+            own, fit["slope"] * own + fit["intercept"], color=IN_WEIGHT, lw=1,
+            label=f"fit: {fit['slope']:.2f} facts + {fit['intercept']:,.0f}",
+        )  # fmt: skip
+    axes.plot(
+        x, LINE[0] * x + LINE[1], color=IN_WEIGHT, lw=1, ls=":",
+        label=f"published fit: {LINE[0]:.2f} facts + {LINE[1]:,}",
+    )  # fmt: skip
+    for (name, bits), style in zip(BITS_PER_PARAMETER.items(), ("--", "-."), strict=True):
+        axes.plot(
+            x, x * BITS_PER_FACT / bits, color=CHANCE, lw=1, ls=style,
+            label=f"theorem 3.2 at {name.partition(' (')[0]} a parameter",
+        )  # fmt: skip
+    axes.axhline(
+        max(BOUNDS_IN_TOOL.values()), color=IN_TOOL, lw=1, ls=":",
+        label="theorem 4.2: no growth (at the largest published size)",
+    )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="facts", ylabel="smallest P, parameters")
+    axes.set_ylim(bottom=500)
+    axes.set_title(f"parameters for a recall of {RECALL}", fontsize=10)
+    _finish(figure, axes, path, columns=2)
+
+
+def recall_figure(rows: Rows, path: Path) -> None:
+    """Recall on the people trained on against P, a line for each number of people."""
+    figure = Figure(figsize=(9, 3.8))
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, mode in zip(both, ("in-weight", "in-tool"), strict=True):
+        own = [row for row in rows if row["mode"] == mode]
+        sizes = sorted({int(row["n_people"]) for row in own})
+        for n, shade in zip(sizes, np.linspace(0.35, 1, len(sizes)), strict=True):
+            _curve(
+                axes, [row for row in own if row["n_people"] == n], "parameters", "seen_recall",
+                label=f"{n:,} people", color=COLOURS[mode], alpha=shade,
+            )  # fmt: skip
+        axes.axhline(RECALL, color=CHANCE, lw=1, ls="--")
+        axes.set(xscale="log", xlabel="P, parameters", title=mode)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    both[0].set_ylabel("recall on the people trained on")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def generalisation_figure(rows: Rows, path: Path) -> None:
+    """Recall on unseen names against people trained on, a line for each width."""
+    figure = Figure(figsize=(6.5, 4))
+    axes = figure.subplots()
+    widths = sorted({int(row["d_model"]) for row in rows})
+    for place, width in enumerate(widths):
+        own = [row for row in rows if row["d_model"] == width]
+        _curve(
+            axes, own, "n_people", "unseen_recall",
+            label=f"P = {own[0]['parameters']:,}", color=f"C{place}",
+        )  # fmt: skip
+    for place, (label, published) in enumerate(GENERALISATION.items()):
+        axes.plot(
+            *zip(*published.items(), strict=True), ":", marker="o", mfc="none", lw=1, ms=4,
+            color=f"C{place}", label=f"published, {label}",
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="people trained on", ylabel="in-tool recall on unseen names")
+    axes.set_ylim(-0.03, 1.03)
+    _finish(figure, axes, path, columns=2)
+
+
+def compressibility_figure(minima: Rows, path: Path) -> None:
+    """Smallest P against the correlation of the world, ours and the published ones."""
+    figure = Figure(figsize=(6.5, 4))
+    axes = figure.subplots()
+    for n in sorted({int(row["n_people"]) for row in minima}):
+        ours = [row for row in minima if row["n_people"] == n and row["parameters"]]
+        if ours:
+            p = np.array([row["parameters"] for row in ours], dtype=float)
+            below = p - np.array([row["failed"] or 0 for row in ours], dtype=float)
+            axes.errorbar(
+                [row["correlation"] for row in ours], p, yerr=[below, np.zeros_like(p)],
+                fmt="o-", color=IN_WEIGHT, capsize=3,
+                label=f"{n:,} people, here (bar: down to what fails)",
+            )  # fmt: skip
+        every = [row for row in minima if row["n_people"] == n]
+        axes.plot(
+            [row["correlation"] for row in every], [row["bits"] / 2 for row in every],
+            color=CHANCE, lw=1, label=f"{n:,} people, entropy at 2 bits a parameter",
+        )  # fmt: skip
+    for (n, published), style in zip(COMPRESSIBILITY.items(), (":", "-."), strict=True):
+        axes.plot(
+            *zip(*published.items(), strict=True), style, marker="o", mfc="none", lw=1, ms=4,
+            color=IN_WEIGHT, alpha=0.6, label=f"{n:,} people, published",
+        )  # fmt: skip
+    axes.set(yscale="log", xlabel="correlation within families", ylabel="smallest P, parameters")
+    _finish(figure, axes, path, columns=1)
+
+
+def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
+    """The mean of y over seeds at each x, with a bar from the lowest seed to the highest."""
+    places = sorted({row[x] for row in rows})
+    by_place = [np.array([row[y] for row in rows if row[x] == place]) for place in places]
+    means = np.array([values.mean() for values in by_place])
+    low = means - [values.min() for values in by_place]
+    high = [values.max() for values in by_place] - means
+    axes.errorbar(places, means, yerr=[low, high], fmt="o-", ms=4, lw=1.5, capsize=2, **style)
+
+
+def _finish(figure: Figure, axes: Axes, path: Path, columns: int) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(
+        frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+    )
+    save(figure, path)

@@ -1,0 +1,101 @@
+"""What the reports of the studies share: tables, fits, and the files at the end."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.machine import machine
+from benchmarks.statistics import interval
+from itl_env.files import write_text
+from itl_train.sweep import Row
+
+if TYPE_CHECKING:
+    from benchmarks.studies import Study
+
+
+def number(value: float | None, otherwise: str = "-") -> str:
+    """A whole number for people to read."""
+    return otherwise if value is None else f"{value:,.0f}"
+
+
+def spread(row: Mapping[str, Any]) -> str:
+    """The recall of `minimum`, with the lowest and the highest seed."""
+    if row["recall"] is None:
+        return "-"
+    return interval(row["recall"], row["recall_lowest"], row["recall_highest"])
+
+
+def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) -> dict[str, Any]:
+    """What a search has found for a group of rows: its smallest size, or None for none.
+
+    rows: of the study. group: the columns that tell the group from others.
+
+    `failed` is the largest size below that was shown not to do.
+    """
+    own = [row for row in rows if all(row[name] == value for name, value in group.items())]
+    chosen = [row for row in own if row["d_model"] == width]
+    below = [row["parameters"] for row in own if width is None or row["d_model"] < width]
+    recalls = [row["seen_recall"] for row in chosen]
+    return {
+        **group,
+        "d_model": width,
+        "parameters": chosen[0]["parameters"] if chosen else None,
+        "failed": max(below, default=None),
+        "recall": sum(recalls) / len(recalls) if recalls else None,
+        "recall_lowest": min(recalls, default=None),
+        "recall_highest": max(recalls, default=None),
+        "exposures": own[0]["exposures"],
+        "steps": own[0]["steps"],
+        "bits_per_parameter": chosen[0]["bits_per_parameter"] if chosen else None,
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
+    """A Markdown table whose first `left` columns are text and whose others are numbers."""
+    marks = ["---" if place < left else "---:" for place in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *rows))
+
+
+def line_fit(points: Sequence[tuple[float, float | None]]) -> dict[str, float] | None:
+    """Least squares through (x, y), points without y left out; None for fewer than three."""
+    kept = [(x, y) for x, y in points if y is not None]
+    if len(kept) < 3:
+        return None
+    x, y = np.array(kept, dtype=float).T
+    slope, intercept = np.polyfit(x, y, 1)
+    rest = y - slope * x - intercept
+    total = ((y - y.mean()) ** 2).sum()
+    r2 = 1 - float(rest @ rest) / float(total) if total else 1.0
+    return {"slope": float(slope), "intercept": float(intercept), "r2": r2}
+
+
+def finish(
+    study: "Study[Any]", result: Mapping[str, Any], report: str, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write `study.json` and `report.md`, print the report, and return what the first holds."""
+    config = study.config
+    seconds = sum(row["seconds"] for row in study.rows.values())
+    whole = {
+        "study": study.name,
+        "preset": config.preset,
+        "recipe": config.recipe,
+        "model": study.settings(),
+        "runs": len(study.rows),
+        "process_seconds": round(seconds, 1),
+        "machine": machine(),
+        **result,
+    }
+    on = whole["machine"]
+    settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
+    text = (
+        f"{report}\n{whole['runs']:,} runs in {seconds / 3600:.1f} process hours, preset "
+        f"{config.preset}, recipe {config.recipe} ({settings}). Machine: {on['cpu']}, "
+        f"{on['cores']} cores, torch {on['torch']}.\n\n"
+        f"`itl bench run {study.name} --preset {config.preset} --recipe {config.recipe}`\n"
+    )
+    write_text(config.out / "study.json", json.dumps(whole, indent=1) + "\n")
+    write_text(config.out / "report.md", text)
+    say(text)
+    return whole
