@@ -34,16 +34,18 @@ PUBLISHED: Mapping[Mode, Mapping[int, int | None]] = {
 class Sizes(NamedTuple):
     """How much a preset runs."""
 
-    n_people: tuple[int, ...]
+    in_weight: tuple[int, ...]  # numbers of people
+    in_tool: tuple[int, ...]
     widths: tuple[int, ...]
     n_seeds: int
     exposures: int  # times that each fact is seen, unless the model knows it earlier
 
 
+EVERY = tuple(2**i for i in range(1, 16))
 PRESETS = {
-    "smoke": Sizes((2, 3), (8, 16), 1, 200),
-    "laptop": Sizes((32, 64, 128, 256), (8, 12, 16, 20, 24, 32, 48), 3, 250),
-    "paper": Sizes(tuple(2**i for i in range(1, 16)), WIDTHS, 10, 1_000),
+    "smoke": Sizes((2, 3), (2, 3), (8, 16), 1, 200),
+    "laptop": Sizes((32, 64, 128, 256), (32, 64, 128), (8, 12, 16, 20, 24, 32, 48), 3, 250),
+    "paper": Sizes(EVERY, EVERY, WIDTHS, 10, 1_000),
 }
 
 
@@ -80,7 +82,8 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
             make_cell(f"{name}-seed-{seed}", World(n, seed), model) for seed in range(sizes.n_seeds)
         ]
 
-    groups = [Group(mode, n) for mode in reversed(MODES) for n in reversed(sizes.n_people)]
+    groups = [Group("in-tool", n) for n in reversed(sizes.in_tool)]  # the longest runs first
+    groups += [Group("in-weight", n) for n in reversed(sizes.in_weight)]
     widths = study.search(groups, sizes.widths, cells)
     found = [
         {

@@ -21,6 +21,7 @@ from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
 from itl_train.memory_config import MemoryConfig, RecipeName
+from itl_train.watch_config import WatchConfig
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -36,7 +37,7 @@ def run_quickstart(config: QuickstartConfig) -> None:
 
 
 @dataclass(frozen=True)
-class TrainMemory(MemoryConfig):
+class TrainMemory(WatchConfig, MemoryConfig):
     """Train a small Llama on the expert's episodes: to know facts, or to look them up.
 
     The folder can be interrupted at any time; the same command goes on.
@@ -57,13 +58,18 @@ def run_train_memory(config: TrainMemory) -> None:
     settings = MemoryConfig(
         **{field.name: getattr(config, field.name) for field in fields(MemoryConfig)}
     )
-    run = MemoryRun(settings, config.out)
+    watch = WatchConfig(
+        **{field.name: getattr(config, field.name) for field in fields(WatchConfig)}
+    )
+    run = MemoryRun(settings, config.out, watch)
     if run.finished:
         print(f"{config.out} is finished; this is its result")
     elif run.step:
         print(f"going on from step {run.step:,}")
     with TrainingProgress({config.mode: config.n_steps}) as progress:
         last = run.train(partial(progress, config.mode))
+    if not run.team.first:
+        return
     for who, about in (("seen", "people trained on"), ("unseen", "unseen people")):
         if f"asked_{who}" in last:
             recall = percent(last[f"right_{who}"], last[f"asked_{who}"])

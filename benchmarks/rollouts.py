@@ -32,10 +32,15 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
             f"There is no agent {name!r}; name one of {', '.join(SCRIPTED)}, or the folder of a "
             "trained model."
         )
-    from itl_agents.nanollama import NanoLlamaAgent, load_model
+    from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
 
     checkpoint = find_checkpoint(Path(name))
-    return NanoLlamaAgent(load_model(checkpoint), name=str(checkpoint), temperature=temperature)
+    return NanoLlamaAgent(
+        load_model(checkpoint),
+        open_tokenizer(checkpoint),
+        name=str(checkpoint),
+        temperature=temperature,
+    )
 
 
 def find_checkpoint(folder: Path) -> Path:

@@ -19,7 +19,8 @@ from itl_env.dialogue import Style
 from itl_env.episode import Completion
 from itl_env.recall import Mode
 from itl_train.batches import BatchPlan, Dialogues
-from itl_train.memory import MemoryConfig, MemoryRun, expert_dialogues
+from itl_train.memory import MemoryConfig, MemoryRun
+from itl_train.sources import expert_dialogues
 from itl_train.step import make_optimizers, train_step
 
 PADDED = 257  # tokens: the fixed row length of the plain loop, enough for every dialogue
@@ -211,8 +212,7 @@ def our_step(model: NanoLlama, plan: BatchPlan, config: MemoryConfig) -> Callabl
     rates = (config.lr, config.muon_lr)
 
     def step(index: int) -> float:
-        loss, _ = train_step(model, optimizers, rates, plan.batch(index))
-        return loss
+        return train_step(model, optimizers, rates, plan.batch(index)).loss
 
     return step
 

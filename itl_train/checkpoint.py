@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from itl_agents.nanollama import ByteTokenizer, NanoLlama, load_model, save_model
+from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_model
 from itl_env.errors import ITLError
 
 _STATE = "training.pt"
@@ -64,7 +64,7 @@ def keep_last(folder: Path, n: int) -> None:
         shutil.rmtree(partial)
 
 
-def save_model_and_tokenizer(model: NanoLlama, tokenizer: ByteTokenizer, path: Path) -> None:
+def save_model_and_tokenizer(model: NanoLlama, tokenizer: NanoTokenizer, path: Path) -> None:
     """Write both as a Hugging Face model folder."""
     save_model(model, path)
     tokenizer.save(path)

@@ -16,12 +16,13 @@ import torch
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
 from itl_env import streams
 from itl_env.errors import ConfigError
-from itl_train.batches import BatchPlan, stacked
+from itl_train.batches import stacked
 from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import Tasks, recorded, training_dialogues
+from itl_train.memory import Tasks, recorded
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
+from itl_train.sources import open_plan
 from itl_train.step import ensemble_step, learning_rates, make_optimizers
 
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
@@ -43,12 +44,7 @@ class EnsembleRun:
         self.tasks = [Tasks.open(config) for config in self.configs]
         self.tokenizer = ByteTokenizer()
         self.plans = [
-            BatchPlan(
-                training_dialogues(config, tasks.seen, self.tokenizer),
-                config.batch_size,
-                config.seed,
-                config.pad_to,
-            )
+            open_plan(config, tasks.seen_in, self.tokenizer)
             for config, tasks in zip(self.configs, self.tasks, strict=True)
         ]
         settings = [recorded(*pair) for pair in zip(self.configs, self.tasks, strict=True)]

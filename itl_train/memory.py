@@ -9,7 +9,6 @@ with the same bits as an unbroken run on the same machine.
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,15 +17,14 @@ from typing import Any
 
 import torch
 
-from itl_agents.agent import Agent, rollout
+from itl_agents.agent import Agent
 from itl_agents.evaluate import measure_recall, one_question_each
-from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
-from itl_agents.scripted import ExpertAgent
+from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent, open_tokenizer
 from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
-from itl_env.recall import RecallTask
-from itl_train.batches import BatchPlan, Dialogues
+from itl_env.recall import Mode, RecallTask
+from itl_train.batches import BatchPlan
 from itl_train.checkpoint import (
     keep_last,
     load_model_and_state,
@@ -37,16 +35,23 @@ from itl_train.checkpoint import (
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
+from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source
 from itl_train.step import learning_rates, make_optimizers, train_step
+from itl_train.team import Team
+from itl_train.watch import Watch
+from itl_train.watch_config import WatchConfig
 
 __all__ = [
     "MemoryConfig",
     "MemoryRun",
     "Tasks",
-    "expert_dialogues",
+    "WatchConfig",
     "train_memory",
-    "training_dialogues",
 ]
+
+
+UNWATCHED = WatchConfig()
+OnMetrics = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Tasks:
 
     seen: RecallTask
     unseen: RecallTask | None
+    config: MemoryConfig
 
     @classmethod
     def open(cls, config: MemoryConfig) -> "Tasks":
@@ -69,7 +75,12 @@ class Tasks:
             )
         seen = config.task(database, slice(0, config.n_people))
         unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
-        return cls(seen, unseen)
+        return cls(seen, unseen, config)
+
+    def seen_in(self, mode: Mode) -> RecallTask:
+        """The task about the people to train on, in a mode."""
+        keys = slice(0, self.config.n_people)
+        return dataclasses.replace(self.config, mode=mode).task(self.seen.database, keys)
 
     def ask(self, agent: Agent, n_people: int) -> dict[str, Any]:
         """Recall on training people and on unseen ones, one question each, for a metrics row."""
@@ -88,50 +99,40 @@ def recorded(config: MemoryConfig, tasks: Tasks) -> dict[str, Any]:
     return {**dataclasses.asdict(config), "database": tasks.seen.database.url}
 
 
-def expert_dialogues(task: RecallTask, tokenizer: ByteTokenizer) -> Dialogues:
-    """The expert's episodes about every fact of the task, rendered."""
-    return Dialogues.render(rollout(ExpertAgent(task), task, task.facts(), lanes=1024), tokenizer)
-
-
-def training_dialogues(
-    config: MemoryConfig, task: RecallTask, tokenizer: ByteTokenizer
-) -> Dialogues:
-    """`expert_dialogues` on the run's device; raises ConfigError if the model is too short."""
-    dialogues = expert_dialogues(task, tokenizer)
-    longest = int(dialogues.lengths.max())
-    if longest > config.max_length:
-        raise ConfigError(
-            f"max_length is {config.max_length}, shorter than the longest dialogue of {longest} "
-            "tokens; raise it."
-        )
-    return dialogues.to(config.device)
-
-
 class MemoryRun:
     """A run in its folder: `config.yaml`, `versions.json`, `metrics.jsonl`, `checkpoints/`."""
 
-    def __init__(self, config: MemoryConfig, out: Path) -> None:
+    def __init__(self, config: MemoryConfig, out: Path, watch: WatchConfig = UNWATCHED) -> None:
         """Open or begin the run; nothing is written if the database or config is unfit.
+
+        watch: how it is watched, which may change from one invocation to the next.
 
         Raises ConfigError if the folder holds a run of another configuration.
         """
+        self.config = config
+        self.watch_config = watch
         try:
-            torch.empty(0, device=config.device)
+            self.team = Team.join(config.device)
+            self.device = self.team.device or config.device
+            torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # an unknown one, or one that is not here
             raise ConfigError(
                 f"Cannot train on device {config.device!r}: {str(error).splitlines()[0]}."
             ) from None
-        self.config = config
         self.tasks = Tasks.open(config)
-        self.tokenizer = ByteTokenizer()
-        self._dialogues: Dialogues | None = None
-        settings = recorded(config, self.tasks)
-        if not has_begun(out, settings):
-            self._render()
-        self.folder = RunFolder.open(out, settings)
+        bytes_only = config.tokenizer == "bytes"
+        self.tokenizer = ByteTokenizer() if bytes_only else open_tokenizer(config.tokenizer)
+        self._plan: BatchPlan | None = None
+        self._settings = recorded(config, self.tasks)
+        self.folder = RunFolder(out)
+        if self.team.first:
+            if not has_begun(out, self._settings):
+                self._open_plan()  # which may find what is wrong
+            RunFolder.open(out, self._settings)
+        self.team.wait()
         self.step = self._saved_step = 0
         self.model = NanoLlama(
-            config.model_config(),
+            config.model_config(self.tokenizer.vocabulary_size),
             seed=streams.key(config.seed, "initialisation") % 2**63,
             zero_residual=config.zero_residual,
         )
@@ -139,23 +140,29 @@ class MemoryRun:
         self.n_threads = config.n_threads or min(4, torch.get_num_threads())
         self._digest: str | None = None
         state = self._restore()
-        keep_last(self.folder.checkpoints, config.keep_checkpoints)  # a kill may have left more
-        self.model.to(config.device)
+        self.model.to(self.device)
         self.optimizers = make_optimizers(self.model, config)
         if state is not None:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        self.folder.forget_metrics_after(self.step)
         self._last_evaluation = self.folder.last_evaluation()
 
-    def _render(self) -> Dialogues:
-        """The training dialogues, rendered once; see `training_dialogues`."""
-        if self._dialogues is None:
-            self._dialogues = training_dialogues(self.config, self.tasks.seen, self.tokenizer)
-        return self._dialogues
+    def _open_plan(self) -> BatchPlan:
+        """The batches, whose dialogues are rendered once."""
+        if self._plan is None:
+            share = (self.team.rank, self.team.n)
+            self._plan = open_plan(
+                self.config, self.tasks.seen_in, self.tokenizer, share, self.device
+            )
+        return self._plan
 
     def _restore(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint that is whole, if there is any."""
+        """Load the newest checkpoint that is whole, if there is any.
+
+        The first process clears away what is broken or too new before the others look.
+        """
+        if not self.team.first:
+            self.team.wait()
         state = newest(self.folder.checkpoints, self.folder.warn, load_model_and_state)
         if state is not None:
             self.model = state["model"]
@@ -164,13 +171,18 @@ class MemoryRun:
             self.n_threads = state["n_threads"]
             self._digest = state["dialogues"]
             self._loss_sum, self._loss_steps = state["loss_sum"], state["loss_steps"]
+        if self.team.first:
+            # A kill may have left more.
+            keep_last(self.folder.checkpoints, self.config.keep_checkpoints)
+            self.folder.forget_metrics_after(self.step)
+            self.team.wait()
         return state
 
     def agent(self) -> NanoLlamaAgent:
         """The model as it is now, playing greedily."""
         return NanoLlamaAgent(self.model, self.tokenizer, name=f"nanollama {self.config.mode}")
 
-    def train(self, on_metrics: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    def train(self, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
         """Train to the end and return the last evaluation.
 
         on_metrics: called with every line of `metrics.jsonl` as it is written.
@@ -190,23 +202,30 @@ class MemoryRun:
             torch.set_num_threads(threads_before)
         return last
 
-    def _train(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> None:
+    def _train(self, on_metrics: OnMetrics | None) -> None:
         """Take the steps that are left."""
         if self.finished:
             return
-        dialogues = self._render()
-        digest = dialogues.digest()
+        plan = self._open_plan()
+        digest = plan.dialogues.digest()
         if self._digest not in (None, digest):
             raise ConfigError(
-                f"{self.tasks.seen.database.place} has changed since the run in {self.folder.path} "
-                "began; begin another run, or bring the old database back."
+                f"{self.tasks.seen.database.place} or another source has changed since the run in "
+                f"{self.folder.path} began; begin another run, or bring the old one back."
             )
         self._digest = digest
-        config = self.config
-        plan = BatchPlan(dialogues, config.batch_size, config.seed, config.pad_to)
-        with deferred_interrupt() as interrupted:
-            while not self.finished and not interrupted():
-                self._advance(plan, on_metrics)
+        dtype = getattr(torch, self.config.dtype)
+        own = self.watch_config
+        if not self.team.first:  # which alone writes
+            own = dataclasses.replace(own, profile=0, trackers=())
+        with (
+            Watch(own, self.model, dtype, self.folder.path, self._settings, self.team.n) as watch,
+            deferred_interrupt() as interrupted,
+        ):
+            stop = False
+            while not self.finished and not stop:
+                self._advance(plan, watch, on_metrics)
+                stop = self.team.any(interrupted())
             self._save()
 
     @property
@@ -217,47 +236,72 @@ class MemoryRun:
         last, stop_at = self._last_evaluation, self.config.stop_at
         return bool(stop_at and last and last["recall_seen"] >= stop_at)
 
-    def _advance(
-        self, plan: BatchPlan, on_metrics: Callable[[dict[str, Any]], None] | None
-    ) -> None:
+    def _advance(self, plan: BatchPlan, watch: Watch, on_metrics: OnMetrics | None) -> None:
         """One optimizer step, and what is due after it."""
         config = self.config
-        began = time.perf_counter()
+        due = (self.step + 1) % config.log_every == 0 or self.step + 1 == config.n_steps
+        began = watch.begin_step()
         batch = plan.batch(self.step)
         rates = learning_rates(config, self.step)
-        dtype = getattr(torch, config.dtype)
-        value, norm = train_step(
-            self.model, self.optimizers, rates, batch, clip=config.clip, dtype=dtype
+        stepped = train_step(
+            self.model,
+            self.optimizers,
+            rates,
+            batch,
+            clip=config.clip,
+            dtype=getattr(torch, config.dtype),
+            team=self.team,
+            measure=due,
+            probe=watch.probe(self.step),
         )
-        if not math.isfinite(value):
+        if not math.isfinite(stepped.loss):
             raise ITLError(
-                f"The loss is {value} at step {self.step}; lower lr or muon_lr. "
+                f"The loss is {stepped.loss} at step {self.step}; lower lr or muon_lr. "
                 f"The last checkpoint in {self.folder.checkpoints} is intact."
             )
         self.step += 1
-        self._loss_sum += value
+        self._loss_sum += stepped.loss
         self._loss_steps += 1
-        seconds = time.perf_counter() - began
-        if self.step % config.log_every == 0 or self.step == config.n_steps:
+        watch.end_step(began, batch)
+        if due:
             row = {
                 "step": self.step,
                 "loss": self._loss_sum / self._loss_steps,
-                "gradient_norm": norm,
+                "gradient_norm": stepped.gradient_norm,
                 "lr": rates[0],
-                "tokens_per_s": batch.n_tokens / seconds,
-                "exposures": self.step * config.batch_size / len(plan.dialogues),
+                "exposures": self._exposures(plan),
+                **watch.costs(),
             }
             self._loss_sum, self._loss_steps = 0.0, 0
-            self.folder.log(row, on_metrics)
+            self._log(row, on_metrics)
+            watch.track(row)
+        if stepped.probed is not None:
+            row = {"step": self.step, **stepped.probed}
+            self._log(row, on_metrics)
+            watch.track(row)
         if self.step % config.evaluate_every == 0 and self.step < config.n_steps:
-            self._evaluate(on_metrics)
+            watch.track(self._evaluate(on_metrics))
         if self.step % config.checkpoint_every == 0:
             self._save()
 
-    def _evaluate(self, on_metrics: Callable[[dict[str, Any]], None] | None) -> dict[str, Any]:
+    def _exposures(self, plan: BatchPlan) -> float:
+        """How often each fact has been seen on average, in whatever source speaks of people."""
+        kinds = [parse_source(text).kind for text in self.config.sources or (self.config.mode,)]
+        epochs = zip(kinds, plan.epochs(self.step), strict=True)
+        return sum(n for kind, n in epochs if kind in ABOUT_PEOPLE)
+
+    def _log(self, row: dict[str, Any], on_metrics: OnMetrics | None) -> None:
+        if self.team.first:
+            self.folder.log(row, on_metrics)
+
+    def _evaluate(self, on_metrics: OnMetrics | None) -> dict[str, Any]:
         """Recall on training people and on unseen ones, through the task."""
-        row = {"step": self.step, **self.tasks.ask(self.agent(), self.config.n_evaluate)}
-        self.folder.log(row, on_metrics)
+        row: dict[str, Any] = {"step": self.step, "recall_seen": 0.0}
+        if self.team.first:
+            row |= self.tasks.ask(self.agent(), self.config.n_evaluate)
+            self.folder.log(row, on_metrics)
+        # All must know whether it is enough.
+        row["recall_seen"] = self.team.tell(row["recall_seen"])
         self._last_evaluation = row
         return row
 
@@ -282,19 +326,22 @@ class MemoryRun:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         folder = self.folder.checkpoints
-        write = partial(save_model_and_tokenizer, self.model, self.tokenizer)
-        save_checkpoint(folder, self.step, state, write)
+        if self.team.first:
+            write = partial(save_model_and_tokenizer, self.model, self.tokenizer)
+            save_checkpoint(folder, self.step, state, write)
+            keep_last(folder, self.config.keep_checkpoints)
         self._saved_step = self.step
-        keep_last(folder, self.config.keep_checkpoints)
+        self.team.wait()
 
 
 def train_memory(
     config: MemoryConfig,
     out: str | Path,
-    on_metrics: Callable[[dict[str, Any]], None] | None = None,
+    on_metrics: OnMetrics | None = None,
+    watch: WatchConfig = UNWATCHED,
 ) -> dict[str, Any]:
     """Train (or go on training) the run in `out`; returns its last evaluation.
 
     See `MemoryRun` for what is raised.
     """
-    return MemoryRun(config, Path(out)).train(on_metrics)
+    return MemoryRun(config, Path(out), watch).train(on_metrics)

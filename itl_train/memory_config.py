@@ -58,12 +58,17 @@ class MemoryConfig:
     d_hidden: int | None = 64  # width of the feed-forward; None for 4 d_model
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     max_length: int = 512  # tokens the model can see
+    tied_embeddings: bool = False  # one matrix both reads tokens and writes them
+    qkv_bias: bool = False  # biases of queries, keys and values
+    tokenizer: str = "bytes"  # or a tokenizer.json, its folder, or a tiktoken file
     zero_residual: bool = True  # blocks begin by adding nothing, which learns faster
     optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
     lr: float = 4e-3  # AdamW's learning rate
     muon_lr: float = 0.02  # Muon's learning rate
     weight_decay: float = 0.0  # of both
     clip: float = 0.0  # the largest norm a gradient may have; 0 for any
+    sources: tuple[str, ...] = ()  # what to train on; by default the expert's episodes in the mode
+    """in-tool, in-weight, biographies, or a file of texts or messages; in-tool=3 weighs 3"""
     batch_size: int = 16  # dialogues a step
     pad_to: int = 0  # tokens of every row; 0 groups dialogues by length, and pads little
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
@@ -104,8 +109,8 @@ class MemoryConfig:
             )
         self.model_config()  # contradictions in the shape are reported before any work
 
-    def model_config(self) -> "NanoLlamaConfig":
-        """The model's shape."""
+    def model_config(self, vocabulary_size: int = 260) -> "NanoLlamaConfig":
+        """The model's shape; that of the byte vocabulary by default."""
         from itl_agents.nanollama import NanoLlamaConfig
 
         return NanoLlamaConfig(
@@ -113,6 +118,9 @@ class MemoryConfig:
             n_layers=self.n_layers,
             n_heads=self.n_heads,
             d_hidden=self.d_hidden,
+            vocabulary_size=vocabulary_size,
+            tied_embeddings=self.tied_embeddings,
+            qkv_bias=self.qkv_bias,
             rope_theta=self.rope_theta,
             max_length=self.max_length,
         )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,10 @@ from itl_train.optim import (
     warmup_then_cosine,
     warmup_then_linear,
 )
+from itl_train.team import Team
+from itl_train.watch import Probe
 
+ALONE = Team()
 BETAS = (0.9, 0.95)
 SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
 
@@ -63,6 +67,18 @@ def learning_rates(config: MemoryConfig, step: int) -> tuple[float, float]:
     return config.lr * factor, config.muon_lr * factor
 
 
+class Stepped(NamedTuple):
+    """What a step says of itself.
+
+    loss: the mean over the targets of all processes, before the step.
+    gradient_norm: before clipping, if it was wanted. probed: what the probe saw.
+    """
+
+    loss: float
+    gradient_norm: float | None
+    probed: dict[str, Any] | None
+
+
 def train_step(
     model: NanoLlama,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -71,24 +87,33 @@ def train_step(
     *,
     clip: float = 0.0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[float, float]:
-    """One step of each optimizer; returns the loss before it and the norm of its gradient.
+    team: Team = ALONE,
+    measure: bool = False,
+    probe: Probe | None = None,
+) -> Stepped:
+    """One step of each optimizer.
 
     rates: of `learning_rates`; the second is not used where AdamW takes all weights.
     clip: the largest norm that a gradient may have; 0 for any.
     dtype: of matrix products; float32, or bfloat16 by autocast.
+    team: the processes that share the batch.
+    measure: whether the gradient's norm is wanted. probe: looks into this step.
 
     The weights stay as they are if the loss is not finite.
     """
-    loss = F.cross_entropy(_logits(model, batch, dtype), batch.targets)
+    logits = _logits(model, batch, dtype, probe)
+    loss = F.cross_entropy(logits, batch.targets)
+    if team.n > 1:
+        loss = loss * (len(batch.targets) / batch.n_targets)  # a share of the mean over all
     loss.backward()
-    value = loss.item()
-    norm = gradient_norms(model.parameters())
+    value = team.add(model.parameters(), loss.item())
+    norm = gradient_norms(model.parameters()) if clip or measure else None
+    probed = None if probe is None else probe.row(model)
     if math.isfinite(value):
-        if clip:
+        if norm is not None and clip:
             clip_gradients(model.parameters(), norm, clip)
         _update(optimizers, rates)
-    return value, float(norm)
+    return Stepped(value, None if norm is None else float(norm), probed)
 
 
 def ensemble_step(
@@ -121,10 +146,13 @@ def ensemble_step(
     return losses.detach()
 
 
-def _logits(model: NanoLlama, batch: Batch, dtype: torch.dtype) -> Tensor:
+def _logits(
+    model: NanoLlama, batch: Batch, dtype: torch.dtype, probe: Probe | None = None
+) -> Tensor:
     """In float32, whatever the dtype of the matrix products before."""
+    looked_at = {} if probe is None else {"probe": probe}
     with torch.autocast(batch.input_ids.device.type, dtype, enabled=dtype != torch.float32):
-        logits: Tensor = model(batch.input_ids, positions=batch.positions)
+        logits: Tensor = model(batch.input_ids, positions=batch.positions, **looked_at)
     return logits.float()
 
 

@@ -35,9 +35,9 @@ def save_model(model: NanoLlama, folder: str | Path) -> None:
         "rms_norm_eps": config.norm_epsilon,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
         "hidden_act": "silu",
-        "attention_bias": False,
+        "attention_bias": config.qkv_bias,
         "mlp_bias": False,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": config.tied_embeddings,
         # The mark that ends a call also ends the assistant's turn.
         "eos_token_id": [config.vocabulary_size - 1, config.vocabulary_size - 2],
         "bos_token_id": None,
@@ -63,6 +63,10 @@ def load_model(folder: str | Path) -> NanoLlama:
     config = _read_config(description, folder)
     model = NanoLlama(config)
     own = dict(_llama_weights(model))
+    # A Llama with biases has one on attention's output too, where NanoLlama has none.
+    for name in [name for name in weights if name.endswith("o_proj.bias")]:
+        if weights[name].any():
+            raise ITLError(f"{folder} is not a NanoLlama: {name} is not zero.")
     if missing := sorted(set(own) ^ set(weights)):
         raise ITLError(f"{folder} is not a NanoLlama: weight {missing[0]} is missing or extra.")
     with torch.no_grad():
@@ -86,9 +90,7 @@ def _read_config(description: dict[str, object], folder: Path) -> NanoLlamaConfi
     expected = {
         "model_type": "llama",
         "hidden_act": "silu",
-        "attention_bias": False,
         "mlp_bias": False,
-        "tie_word_embeddings": False,
         "rope_scaling": None,
         "rope_type": "default",
     }
@@ -106,6 +108,8 @@ def _read_config(description: dict[str, object], folder: Path) -> NanoLlamaConfi
         max_length=number("max_position_embeddings"),
         rope_theta=float(rope.get("rope_theta", 10_000.0)),
         norm_epsilon=float(str(description.get("rms_norm_eps", 1e-5))),
+        tied_embeddings=bool(description.get("tie_word_embeddings", False)),
+        qkv_bias=bool(description.get("attention_bias", False)),
     )
 
 
@@ -124,9 +128,16 @@ def _llama_weights(model: NanoLlama) -> Iterator[tuple[str, Tensor]]:
         yield f"{at}.self_attn.k_proj.weight", k
         yield f"{at}.self_attn.v_proj.weight", v
         yield f"{at}.self_attn.o_proj.weight", block.out.data
+        if block.qkv_bias is not None:
+            q, k, v = block.qkv_bias.data.split((d, d_kv, d_kv))
+            yield f"{at}.self_attn.q_proj.bias", q
+            yield f"{at}.self_attn.k_proj.bias", k
+            yield f"{at}.self_attn.v_proj.bias", v
+            yield f"{at}.self_attn.o_proj.bias", torch.zeros_like(block.out.data[0])
         yield f"{at}.post_attention_layernorm.weight", block.mlp_norm.data
         yield f"{at}.mlp.gate_proj.weight", gate
         yield f"{at}.mlp.up_proj.weight", up
         yield f"{at}.mlp.down_proj.weight", block.down.data
     yield "model.norm.weight", model.norm.data
-    yield "lm_head.weight", model.head.data
+    if not config.tied_embeddings:
+        yield "lm_head.weight", model.own_head.data

@@ -1,15 +1,15 @@
 """NanoLlama: a small decoder-only Llama, written for speed on short dialogues.
 
 RMSNorm before attention and feed-forward, rotary positions, causal attention with grouped
-queries, SwiGLU of hidden width 4 d unless chosen otherwise, no biases, untied embeddings
-(arXiv 2508.20755, section 5). With 2 layers, 2 heads and the byte vocabulary of 260 it has
+queries, SwiGLU of hidden width 4 d, no biases, untied embeddings (arXiv 2508.20755, section 5),
+unless chosen otherwise. With 2 layers, 2 heads and the byte vocabulary of 260 it has
 P = 32 d^2 + 525 d parameters.
 
 An ensemble is one model whose weights carry a leading member axis: members share their shape and
 the steps of training, and nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,11 +35,13 @@ class NanoLlamaConfig:
     max_length: int = 512  # tokens, of prompt and answer together
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     norm_epsilon: float = 1e-5
+    tied_embeddings: bool = False  # one matrix both reads tokens and writes them
+    qkv_bias: bool = False  # biases of queries, keys and values
 
     def __post_init__(self) -> None:
         kv_heads = self.n_kv_heads if self.n_kv_heads is not None else self.n_heads
         for name, value in asdict(self).items():
-            if value is not None and value <= 0:
+            if value is not None and not isinstance(value, bool) and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive.")
         if self.d_model % self.n_heads:
             raise ConfigError(f"d_model {self.d_model} does not divide by n_heads {self.n_heads}.")
@@ -69,9 +71,11 @@ class NanoLlamaConfig:
     def n_parameters(self) -> int:
         """Number of trained parameters."""
         d = self.d_model
-        attention = 2 * d * d + 2 * d * self.kv_heads * self.d_head
+        d_kv = self.kv_heads * self.d_head
+        attention = 2 * d * d + 2 * d * d_kv + (d + 2 * d_kv if self.qkv_bias else 0)
         per_layer = attention + 3 * self.hidden_width * d + 2 * d
-        return self.n_layers * per_layer + 2 * self.vocabulary_size * d + d
+        tables = 1 if self.tied_embeddings else 2
+        return self.n_layers * per_layer + tables * self.vocabulary_size * d + d
 
 
 class Block(nn.Module):
@@ -87,6 +91,7 @@ class Block(nn.Module):
         self.config = config
         self.attention_norm = weights(d)
         self.qkv = weights(d + 2 * d_kv, d)  # queries, keys, values stacked
+        self.qkv_bias = weights(d + 2 * d_kv) if config.qkv_bias else None
         self.out = weights(d, d)
         self.mlp_norm = weights(d)
         self.gate_up = weights(2 * config.hidden_width, d)  # gate, up stacked
@@ -97,7 +102,8 @@ class Block(nn.Module):
         config = self.config
         batch, seq, d = x.shape
         h = normalise(x, config.norm_epsilon)
-        heads = project(h, self.qkv, self.attention_norm).view(batch, seq, -1, config.d_head)
+        heads = project(h, self.qkv, self.attention_norm, self.qkv_bias)
+        heads = heads.view(batch, seq, -1, config.d_head)
         # Queries and keys turn by the same angles, so they are rotated as one tensor.
         turning, v = heads.split((config.n_heads + config.kv_heads, config.kv_heads), dim=2)
         q, k = rotate(turning, *angles).split((config.n_heads, config.kv_heads), dim=2)
@@ -120,8 +126,10 @@ class Block(nn.Module):
         return project(F.silu(gate) * up, self.down)
 
 
-def project(x: Tensor, matrix: Tensor, gain: Tensor | None = None) -> Tensor:
-    """X (..., d_in), scaled by the gain (d_in,), times the matrix (d_out, d_in).
+def project(
+    x: Tensor, matrix: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """X (..., d_in), scaled by the gain (d_in,), times the matrix (d_out, d_in), plus the bias.
 
     With a member axis, of (members, d_out, d_in) and (members, d_in), the rows of x belong to the
     members in equal shares, one member after the other.
@@ -129,9 +137,13 @@ def project(x: Tensor, matrix: Tensor, gain: Tensor | None = None) -> Tensor:
     if gain is not None:
         matrix = matrix * gain[..., None, :]
     if matrix.ndim == 2:
-        return F.linear(x, matrix)
+        return F.linear(x, matrix, bias)
     shares = x.reshape(len(matrix), -1, x.shape[-1])
-    return torch.bmm(shares, matrix.mT).view(*x.shape[:-1], matrix.shape[1])
+    if bias is None:
+        out = torch.bmm(shares, matrix.mT)
+    else:
+        out = torch.baddbmm(bias[:, None], shares, matrix.mT)
+    return out.view(*x.shape[:-1], matrix.shape[1])
 
 
 def normalise(x: Tensor, epsilon: float) -> Tensor:
@@ -197,7 +209,8 @@ class NanoLlama(nn.Module):
         self.embedding = nn.Parameter(torch.empty(*members, config.vocabulary_size, d))
         self.blocks = nn.ModuleList(Block(config, members) for _ in range(config.n_layers))
         self.norm = nn.Parameter(torch.empty(*members, d))
-        self.head = nn.Parameter(torch.empty(*members, config.vocabulary_size, d))
+        if not config.tied_embeddings:
+            self.own_head = nn.Parameter(torch.empty(*members, config.vocabulary_size, d))
         cos, sin = _angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -205,6 +218,11 @@ class NanoLlama(nn.Module):
             self.by_member(), [seed] if isinstance(seed, int) else seed, strict=True
         ):
             _initialise(weights, own, config, zero_residual=zero_residual)
+
+    @property
+    def head(self) -> nn.Parameter:
+        """The matrix that writes tokens, ([members,] vocabulary, d)."""
+        return self.embedding if self.config.tied_embeddings else self.own_head
 
     def by_member(self) -> list[dict[str, Tensor]]:
         """The weights of each member (of the one model, if it is no ensemble), by name; views."""
@@ -220,7 +238,11 @@ class NanoLlama(nn.Module):
         return model.to(self.embedding.device)
 
     def forward(
-        self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: KVCache | None = None,
+        positions: Tensor | None = None,
+        probe: Callable[[str, Tensor], None] = lambda name, x: None,
     ) -> Tensor:
         """Logits of the next token, (batch, seq, vocabulary).
 
@@ -229,6 +251,7 @@ class NanoLlama(nn.Module):
         cache: what came before; ids are appended to it at each row's own length. The caller
             advances `cache.lengths` by the true number of new tokens in each row.
         positions: (n,) flat indices into (batch * seq); only these get logits, (n, vocabulary).
+        probe: shown the residual stream and what each block adds to it, by name.
 
         An ensemble takes ids (members, batch, seq) and positions (members, n), and its logits have
         a leading member axis; it takes no cache.
@@ -248,12 +271,18 @@ class NanoLlama(nn.Module):
             if positions is not None:
                 positions = (positions + self._offsets(lead[1] * seq)).flatten()
         x = F.embedding(ids, self.embedding.flatten(0, -2))
+        probe("embedding", x)
         for layer, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            x = x + block.attend(x, angles, None if past is None else past[layer])
+            added = block.attend(x, angles, None if past is None else past[layer])
+            probe(f"blocks.{layer}.attention", added)
+            x = x + added
             if positions is not None and layer == self.config.n_layers - 1:
                 x = x.flatten(0, 1)[positions]  # what follows is needed nowhere else
-            x = x + block.feed_forward(x)
+            added = block.feed_forward(x)
+            probe(f"blocks.{layer}.feed_forward", added)
+            x = x + added
+            probe(f"blocks.{layer}", x)
         logits = project(normalise(x, self.config.norm_epsilon), self.head, self.norm)
         if self.n_members is None:
             return logits
@@ -270,7 +299,7 @@ class NanoLlama(nn.Module):
 def _initialise(
     weights: Mapping[str, Tensor], seed: int, config: NanoLlamaConfig, *, zero_residual: bool
 ) -> None:
-    """Draw matrices normal with std d^-0.5 cut at three std; gains are 1.
+    """Draw matrices normal with std d^-0.5 cut at three std; gains are 1, biases 0.
 
     zero_residual: set to zero what writes into the residual stream, so that every block begins by
         adding nothing (Goyal et al. 2017, arXiv 1706.02677, do so with a residual block's last
@@ -280,7 +309,7 @@ def _initialise(
     std = config.d_model**-0.5
     for name, weight in weights.items():
         if weight.ndim == 1:
-            weight.fill_(1.0)
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)
             continue
         # Drawn even where it is then set to zero, so that the others are the same either way.
         nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)

@@ -44,15 +44,20 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and the chat template."""
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "clean_up_tokenization_spaces": False,
-            "eos_token": MARKS[3],
-            "pad_token": MARKS[3],
-        }
         (folder / "tokenizer.json").write_text(json.dumps(_hugging_face(), ensure_ascii=False))
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        save_configuration(folder)
+
+
+def save_configuration(folder: Path) -> None:
+    """Write `tokenizer_config.json` and the chat template, which belong to the marks."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": MARKS[3],
+        "pad_token": MARKS[3],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
 def _hugging_face() -> dict[str, Any]:
@@ -92,13 +97,13 @@ def _hugging_face() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {character: byte for byte, character in enumerate(_byte_characters())},
+            "vocab": {character: byte for byte, character in enumerate(byte_characters())},
             "merges": [],
         },
     }
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """The printable character that stands for each byte in byte-level BPE files.
 
     Printable Latin-1 bytes stand for themselves, the others for code points from 256 upwards

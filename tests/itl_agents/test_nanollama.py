@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from itl_agents.nanollama import (
@@ -29,6 +30,9 @@ from itl_env.errors import ConfigError, ITLError
 CONFIGS = [
     NanoLlamaConfig(d_model=32, n_layers=2, n_heads=2),
     NanoLlamaConfig(d_model=48, n_layers=3, n_heads=4, n_kv_heads=2, d_hidden=40, rope_theta=100.0),
+    NanoLlamaConfig(
+        d_model=32, n_heads=4, n_kv_heads=2, d_hidden=64, tied_embeddings=True, qkv_bias=True
+    ),
 ]
 
 
@@ -71,7 +75,9 @@ def test_blocks_can_begin_by_adding_nothing() -> None:
 def test_parameters_are_counted(config: NanoLlamaConfig, tmp_path: Path) -> None:
     model, llama = saved(config, tmp_path)
     assert config.n_parameters == sum(p.numel() for p in model.parameters())
-    assert config.n_parameters == llama.num_parameters()
+    # A Llama with biases has one on attention's output too; ours are saved as zeros.
+    extra = config.n_layers * config.d_model if config.qkv_bias else 0
+    assert config.n_parameters == llama.num_parameters() - extra
 
 
 def test_the_published_shape_has_the_published_size() -> None:
@@ -222,8 +228,9 @@ def test_sampling_follows_the_softmax() -> None:
     assert (counts / n - expected).abs().sum() / 2 < 0.1  # total variation; about 0.06 by chance
 
 
-def test_a_saved_model_loads_as_it_was(tmp_path: Path) -> None:
-    model, _ = saved(CONFIGS[1], tmp_path)
+@pytest.mark.parametrize("config", CONFIGS[1:])
+def test_a_saved_model_loads_as_it_was(config: NanoLlamaConfig, tmp_path: Path) -> None:
+    model, _ = saved(config, tmp_path)
     again = load_model(tmp_path)
     assert again.config == model.config
     for one, other in zip(model.parameters(), again.parameters(), strict=True):
@@ -241,7 +248,7 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(whole)
     description = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(description | {"attention_bias": True}))
-    with pytest.raises(ITLError, match="attention_bias"):
+    with pytest.raises(ITLError, match="missing or extra"):
         load_model(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(description | {"num_hidden_layers": 3}))
     with pytest.raises(ITLError, match="missing or extra"):
@@ -256,6 +263,12 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(description | changes))
         with pytest.raises(ITLError, match=said):
             load_model(tmp_path)
+    save_model(NanoLlama(CONFIGS[2]), tmp_path / "biased")
+    weights = load_file(tmp_path / "biased" / "model.safetensors")
+    weights["model.layers.0.self_attn.o_proj.bias"] += 1.0
+    save_file(weights, tmp_path / "biased" / "model.safetensors")
+    with pytest.raises(ITLError, match=r"o_proj\.bias is not zero"):
+        load_model(tmp_path / "biased")
     older = description | {"rope_parameters": None, "rope_theta": 500.0}
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert load_model(tmp_path).config.rope_theta == 500.0

@@ -8,8 +8,8 @@ import torch
 from itl_agents.nanollama import ByteTokenizer, NanoLlama
 from itl_env import FactDatabase
 from itl_train.batches import BatchPlan, stacked
-from itl_train.memory import expert_dialogues
 from itl_train.memory_config import MemoryConfig
+from itl_train.sources import expert_dialogues
 from itl_train.step import ensemble_step, learning_rates, make_optimizers, train_step
 
 SEEDS = (3, 4, 5)
@@ -74,8 +74,8 @@ def test_members_learn_as_they_would_alone(
         optimizers = make_optimizers(alone, own)
         for step in range(own.n_steps):
             rates_alone = learning_rates(own, step)
-            loss, _ = train_step(alone, optimizers, rates_alone, plan.batch(step), clip=clip)
-            assert loss == pytest.approx(float(losses[step][i]), abs=1e-4)
+            stepped = train_step(alone, optimizers, rates_alone, plan.batch(step), clip=clip)
+            assert stepped.loss == pytest.approx(float(losses[step][i]), abs=1e-4)
         mine = ensemble.member(i)
         for start, a, b in zip(begun, mine.parameters(), alone.parameters(), strict=True):
             assert (a - b).norm() < 2e-3 * (b - start).norm(), "after steps of its own number"
@@ -102,9 +102,8 @@ def test_bfloat16_comes_near_float32(config: MemoryConfig, plans: list[BatchPlan
         optimizers = make_optimizers(model, config)
         for step in range(5):
             rates = learning_rates(config, step)
-            losses[dtype], _ = train_step(
-                model, optimizers, rates, plans[0].batch(step), dtype=dtype
-            )
+            stepped = train_step(model, optimizers, rates, plans[0].batch(step), dtype=dtype)
+            losses[dtype] = stepped.loss
         assert model.head.dtype == torch.float32
     assert losses[torch.bfloat16] != losses[torch.float32]
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.02)

@@ -1,0 +1,58 @@
+"""Several processes train as one does; started as `accelerate launch` and torchrun start them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from itl_agents.nanollama import load_model
+from itl_train.checkpoint import checkpoints
+
+SETTINGS = (
+    "--n-people 40 --n-unseen 10 --d-model 16 --n-layers 2 --n-heads 2 --d-hidden 32 "
+    "--batch-size 8 --n-steps 12 --log-every 4 --n-threads 1 --n-evaluate 5 --checkpoint-every 6 "
+    "--clip 0.5 --sources in-tool biographies"
+)
+
+
+def train(world: str, out: Path, n_processes: int) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable]
+    if n_processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+    command = ["-m", "benchmarks.cli", "train", "memory", *SETTINGS.split()]
+    command += ["--database", world, "--out", str(out)]
+    return subprocess.run([*launch, *command], capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_take_the_steps_of_one(world: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for out, n in ((one, 1), (two, 2)):
+        done = train(world, out, n)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("the run is in") == 1, "only one process speaks"
+    rows = [
+        [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        for out in (one, two)
+    ]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    for alone, together in zip(*rows, strict=True):
+        if "loss" in alone:
+            assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-3)
+    models = [load_model(checkpoints(out / "checkpoints")[-1]) for out in (one, two)]
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+
+    again = train(world, two, 2)
+    assert again.returncode == 0, again.stderr
+    assert "is finished" in again.stdout
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(world: str, tmp_path: Path) -> None:
+    done = train(world, tmp_path, 3)
+    assert done.returncode != 0
+    assert "batch_size 8 does not divide by the 3 processes" in done.stderr
+    assert list(tmp_path.iterdir()) == []
