@@ -204,10 +204,11 @@ class MemoryRun:
         self._digest = digest
         config = self.config
         plan = BatchPlan(dialogues, config.batch_size, config.seed, config.pad_to)
-        with deferred_interrupt() as interrupted:
-            while not self.finished and not interrupted():
-                self._advance(plan, on_metrics)
-            self._save()
+        while not self.finished:
+            with deferred_interrupt() as interrupted:
+                while not self.finished and not interrupted():
+                    self._advance(plan, on_metrics)
+                self._save()
 
     @property
     def finished(self) -> bool:
