@@ -75,7 +75,7 @@ class EnsembleRun:
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
-        if self.step < self.n_steps:
+        while self.step < self.n_steps:
             with deferred_interrupt() as interrupted:
                 while self.step < self.n_steps and not interrupted():
                     self._advance(on_metrics)

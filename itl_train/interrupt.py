@@ -19,10 +19,11 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Hold back the signals to stop; the yielded function says whether one has come.
 
     Stopping between two optimizers would leave half a step in the weights, so a loop asks after
-    each step, saves, and leaves the block, where the signal then has the effect that it would have
-    had: KeyboardInterrupt for Ctrl-C, the end of the process, or a scheduler's handler. A second
-    signal of the same kind is not held back. Outside the main thread, which alone can handle
-    signals, nothing is changed.
+    each step, saves, and leaves the block, where every signal that came then has the effect that it
+    would have had: KeyboardInterrupt for Ctrl-C, the end of the process, or a scheduler's handler.
+    That effect may be none: Slurm preempts with SIGTERM, which submitit passes over, so the loop
+    must go on if the block is left and nothing was raised. A second signal of the same kind is not
+    held back. Outside the main thread, which alone can handle signals, nothing is changed.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -41,5 +42,5 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    for number in came:
+        signal.raise_signal(number)

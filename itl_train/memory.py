@@ -218,15 +218,14 @@ class MemoryRun:
         own = self.watch_config
         if not self.team.first:  # which alone writes
             own = dataclasses.replace(own, profile=0, trackers=())
-        with (
-            Watch(own, self.model, dtype, self.folder.path, self._settings, self.team.n) as watch,
-            deferred_interrupt() as interrupted,
-        ):
-            stop = False
-            while not self.finished and not stop:
-                self._advance(plan, watch, on_metrics)
-                stop = self.team.any(interrupted())
-            self._save()
+        with Watch(own, self.model, dtype, self.folder.path, self._settings, self.team.n) as watch:
+            while not self.finished:
+                with deferred_interrupt() as interrupted:
+                    stop = False
+                    while not self.finished and not stop:
+                        self._advance(plan, watch, on_metrics)
+                        stop = self.team.any(interrupted())
+                    self._save()
 
     @property
     def finished(self) -> bool:

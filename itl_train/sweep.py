@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError
 from itl_env.files import write_text
+from itl_train.jobs import Processes, SlurmQueue
 
 Row = dict[str, Any]
 Work = Callable[[Mapping[str, Any], Path], Row]
@@ -69,6 +70,8 @@ class Job:
 
     def __call__(self) -> None:
         """Run the cell and leave its row, or the traceback of its failure."""
+        if state(self.folder) == "done":  # and then preempted, which makes Slurm start it again
+            return
         import torch
 
         threads_before = torch.get_num_threads()
@@ -118,7 +121,8 @@ def sweep(
     on_change: told the state of every cell whenever one has changed.
 
     Ctrl-C stops the jobs of this machine, which have saved what they did, and leaves those of
-    Slurm. Raises ConfigError for two cells of one name.
+    Slurm, which the same sweep finds again. Raises ConfigError for two cells of one name, and
+    ITLError where Slurm does not answer or refuses a job.
     """
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
@@ -159,54 +163,49 @@ def _run(
             states[cell.name] = state(out / cell.name)
             on_change(states)
         return
-    executor = _executor(launcher, out / "jobs")
-    local = launcher.launcher == "local"
-    at_a_time = launcher.workers or (len(os.sched_getaffinity(0)) if local else len(waiting))
-    queue = list(reversed(waiting))
-    running: dict[str, Any] = {}
+    jobs, at_a_time = _jobs(launcher, out / "jobs", len(waiting))
+    running = {cell.name: job for cell in waiting if (job := jobs.find(out / cell.name))}
+    states.update(dict.fromkeys(running, "running"))
+    queue = [cell for cell in reversed(waiting) if cell.name not in running]
     try:
         while queue or running:
             while queue and len(running) < at_a_time:
                 cell = queue.pop()
                 job = Job(work, cell, out / cell.name, launcher.threads)
-                running[cell.name] = executor.submit(job)
+                running[cell.name] = jobs.submit(job, job.folder)
                 states[cell.name] = "running"
             on_change(states)
             ended: list[str] = []
             while running and not ended:
                 time.sleep(POLL_S)
-                ended = [name for name, job in running.items() if job.done()]
+                for name, job in running.items():
+                    if jobs.over(job, state(out / name) != "waiting"):
+                        ended.append(name)
             for name in ended:
                 job = running.pop(name)
                 states[name] = state(out / name)
                 if states[name] == "waiting":  # it left neither a row nor a traceback
                     states[name] = "failed"
                     said = job.stderr() or "nothing"
+                    (out / name).mkdir(parents=True, exist_ok=True)  # it may not even have begun
                     write_text(out / name / FAILURE, f"The job {job.job_id} died; it said:\n{said}")
             on_change(states)
     except BaseException:
         for job in running.values():
-            if local:
-                job.cancel()
+            jobs.leave(job)
         raise
 
 
-def _executor(launcher: Launcher, folder: Path) -> Any:
-    """Submitit's executor for the launcher; raises ITLError where it is not there."""
-    import submitit
-
-    try:
-        executor = submitit.AutoExecutor(folder, cluster=launcher.launcher)
-    except RuntimeError as error:
-        raise ITLError(f"There is no Slurm here ({error}); use --launcher local.") from None
+def _jobs(launcher: Launcher, logs: Path, most: int) -> tuple[Processes | SlurmQueue, int]:
+    """Where jobs are executed, and how many at a time."""
     settings: dict[str, Any] = {
         "timeout_min": launcher.minutes,
         "gpus_per_node": launcher.gpus,
         "cpus_per_task": launcher.threads,
     }
-    if launcher.launcher == "slurm":
-        settings["mem_gb"] = launcher.memory_gb
-        if launcher.partition:
-            settings["slurm_partition"] = launcher.partition
-    executor.update_parameters(**settings)
-    return executor
+    if launcher.launcher == "local":
+        return Processes(logs, settings), launcher.workers or len(os.sched_getaffinity(0))
+    settings["mem_gb"] = launcher.memory_gb
+    if launcher.partition:
+        settings["slurm_partition"] = launcher.partition
+    return SlurmQueue(logs, settings), launcher.workers or most

@@ -110,26 +110,28 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(world: str, tmp_path: Path)
     assert whole == broken
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_scheduler_that_ends_a_run_finds_it_saved(
-    world: str, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_scheduler_finds_the_run_saved_and_may_let_it_go_on(world: str, tmp_path: Path) -> None:
     config = tiny(world)
-    handled: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGUSR2)  # of a preemption; submitit passes over the first
+    handled: list[tuple[int, int]] = []
 
     def interrupt(row: dict) -> None:
         if row["step"] == 15 and "loss" in row:  # between two checkpoints
-            signal.raise_signal(number)
+            for number in numbers:
+                signal.raise_signal(number)
 
-    def handler(came: int, frame: object) -> None:
-        handled.append(MemoryRun(config, tmp_path).step)
+    def handler(number: int, frame: object) -> None:
+        handled.append((number, MemoryRun(config, tmp_path / "told").step))
 
-    before = signal.signal(number, handler)
+    before = [signal.signal(number, handler) for number in numbers]
     try:
-        MemoryRun(config, tmp_path).train(interrupt)
+        last = train_memory(config, tmp_path / "told", interrupt)
     finally:
-        signal.signal(number, before)
-    assert handled == [15], "the scheduler's own handler runs once, and after the checkpoint"
+        for number, its in zip(numbers, before, strict=True):
+            signal.signal(number, its)
+    assert handled == [(number, 15) for number in numbers], "each once, and after the checkpoint"
+    assert last == train_memory(config, tmp_path / "whole")
+    assert same(weights(tmp_path / "told"), weights(tmp_path / "whole"))
 
 
 def test_training_stops_at_the_recall_that_is_asked_for(world: str, tmp_path: Path) -> None:
