@@ -46,24 +46,26 @@ class Sizes:
     n_expert: int  # people whose four facts the expert plays
     n_bulk: int  # people made and loaded
     bulk_rounds: int
-    n_questions: int  # that the model is asked a round
+    many_lanes: int
     model_steps: int  # that it is trained for before
     max_new_tokens: int
     n_dialogue_people: int  # whose dialogues are trained on
     batch_size: int  # dialogues a training step
     train_steps: int  # a round
+    compiled: bool  # whether training is also tried compiled
 
 
 SIZES = {
     "smoke": Sizes(
         rounds=2, n_people=1_000, n_batches=2, lanes=8, n_waves=4, n_expert=100, n_bulk=2_000,
-        bulk_rounds=1, n_questions=8, model_steps=10, max_new_tokens=16, n_dialogue_people=100,
-        batch_size=8, train_steps=1,
+        bulk_rounds=1, many_lanes=12, model_steps=10, max_new_tokens=16, n_dialogue_people=100,
+        batch_size=8, train_steps=1, compiled=False,
     ),
     "laptop": Sizes(
         rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
-        n_bulk=1_000_000, bulk_rounds=2, n_questions=256, model_steps=400, max_new_tokens=160,
-        n_dialogue_people=5_000, batch_size=128, train_steps=2,
+        n_bulk=1_000_000, bulk_rounds=2, many_lanes=1_024, model_steps=400, max_new_tokens=160,
+        n_dialogue_people=5_000,
+        batch_size=128, train_steps=2, compiled=True,
     ),
 }  # fmt: skip
 
@@ -103,25 +105,30 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 
         if config.n_threads:
             torch.set_num_threads(config.n_threads)
-        comparisons += model.rollouts(
-            path,
-            folder,
-            seed=seed,
-            n_steps=sizes.model_steps,
-            n_questions=sizes.n_questions,
-            lanes=sizes.lanes,
-            max_new_tokens=sizes.max_new_tokens,
-            rounds=rounds,
-        )
-        comparisons += model.training(
-            path,
-            folder,
-            seed=seed,
-            n_people=sizes.n_dialogue_people,
-            batch_size=sizes.batch_size,
-            n_steps=sizes.train_steps,
-            rounds=rounds,
-        )
+        for kind, lanes, against in (
+            ("in-tool compact", sizes.lanes, ("generate",)),
+            ("in-tool compact", sizes.many_lanes, ("generate", "loop")),
+            ("in-weight", sizes.many_lanes, ("generate", "loop")),
+        ):
+            comparisons += model.rollouts(
+                path,
+                folder,
+                kind=kind,
+                seed=seed,
+                n_steps=sizes.model_steps,
+                n_questions=lanes,
+                lanes=lanes,
+                max_new_tokens=sizes.max_new_tokens,
+                rounds=rounds,
+                against=against,
+            )
+        what: dict[str, Any] = {
+            "seed": seed, "n_people": sizes.n_dialogue_people, "batch_size": sizes.batch_size,
+        }  # fmt: skip
+        absolutes += model.padding(path, **what)
+        steps = {"n_steps": sizes.train_steps, "rounds": rounds}
+        comparisons += model.training(path, folder, **what, **steps, compiled=sizes.compiled)
+        comparisons += model.matmul_share(path, **what, **steps)
         torch_threads = torch.get_num_threads()
     results = {
         "preset": config.preset,

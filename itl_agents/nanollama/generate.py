@@ -15,6 +15,9 @@ from itl_env import streams
 ROOM = 32
 """Tokens by which a cache grows."""
 
+ROWS = {"cpu": 256, "cuda": 4096}
+"""Prompts side by side: on a CPU, the keys and values of more no longer stay near it."""
+
 
 class Generated(NamedTuple):
     """New ids of one prompt, with the stop id if it was reached, and whether it was."""
@@ -100,11 +103,39 @@ def generate(
         )
     if temperature > 0 and seeds is None:
         raise ValueError("Sampling needs one seed for each prompt.")
-    noise = None if temperature <= 0 else _Gumbel(seeds or (), model.config.vocabulary_size)
+    known = (memory.take(model, prompts) if memory else []) or [None] * len(prompts)
+    n_rows = ROWS.get(device.type, max(ROWS.values()))
+    generated: list[Generated] = []
+    for start in range(0, len(prompts), n_rows):
+        rows = slice(start, start + n_rows)
+        noise = None
+        if temperature > 0 and seeds is not None:
+            noise = _Gumbel(seeds[rows], model.config.vocabulary_size)
+        generated += _generate(
+            model, prompts[rows], known[rows], stop_ids, max_new_tokens, temperature, noise, memory
+        )
+    return generated
 
-    limits = (max_length - lengths).clamp_max(max_new_tokens).to(device)
+
+def _generate(
+    model: NanoLlama,
+    prompts: Sequence[Sequence[int]],
+    known: "Sequence[_Place | None]",
+    stop_ids: Sequence[int],
+    max_new_tokens: int,
+    temperature: float,
+    noise: "_Gumbel | None",
+    memory: TurnMemory | None,
+) -> list[Generated]:
+    """Continue these prompts side by side; see `generate`.
+
+    known: where the beginning of each prompt has been read already.
+    """
+    device = model.embedding.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    limits = (model.config.max_length - lengths).clamp_max(max_new_tokens).to(device)
     longest = int(limits.max())
-    logits, cache = _read(model, prompts, memory)
+    logits, cache = _read(model, prompts, known)
 
     stops = torch.tensor(list(stop_ids), device=device)
     going_on = torch.tensor(memory.after if memory else (), dtype=torch.long, device=device)
@@ -148,11 +179,13 @@ def generate(
 
 
 def _read(
-    model: NanoLlama, prompts: Sequence[Sequence[int]], memory: TurnMemory | None
+    model: NanoLlama, prompts: Sequence[Sequence[int]], places: Sequence[_Place | None]
 ) -> tuple[Tensor, KVCache]:
-    """Logits (batch, vocabulary) after each prompt, and a cache that holds the prompts."""
+    """Logits (batch, vocabulary) after each prompt, and a cache that holds the prompts.
+
+    places: where their beginnings are, if they have been read before.
+    """
     device = model.embedding.device
-    places = (memory.take(model, prompts) if memory else []) or [None] * len(prompts)
     known = [0 if place is None else int(place.block.lengths[place.row]) for place in places]
     new = [prompt[n:] for prompt, n in zip(prompts, known, strict=True)]
     width = max(map(len, new))

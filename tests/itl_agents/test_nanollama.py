@@ -24,6 +24,7 @@ from itl_agents.nanollama import (
     save_model,
 )
 from itl_agents.nanollama.cache import KVCache
+from itl_agents.nanollama.generate import ROWS
 from itl_agents.nanollama.model import normalise
 from itl_env.errors import ConfigError, ITLError
 
@@ -130,6 +131,21 @@ def test_batched_generation_equals_one_by_one(temperature: float) -> None:
     assert together == alone
     lengths = {len(new.token_ids) for new in together}
     assert len(lengths) > 1, "rows should leave at different times for this to test anything"
+
+
+def test_more_prompts_than_fit_side_by_side_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = NanoLlama(CONFIGS[1], seed=1)
+    first = next_turns(model, TurnMemory(after=(7, 60, 130)))
+    whole = [generate(model, first, stop_ids=(7,), max_new_tokens=30)]
+    monkeypatch.setitem(ROWS, "cpu", 2)
+    memory = TurnMemory(after=(7, 60, 130))
+    assert next_turns(model, memory) == first, "turns of all parts, and their memory"
+    whole.append(generate(model, first, stop_ids=(7,), max_new_tokens=30, memory=memory))
+    assert whole[0] == whole[1]
+    arguments: dict[str, Any] = {"stop_ids": (7,), "max_new_tokens": 9, "temperature": 1.0}
+    drawn = generate(model, first, seeds=range(len(first)), **arguments)
+    monkeypatch.setitem(ROWS, "cpu", 256)
+    assert drawn == generate(model, first, seeds=range(len(first)), **arguments)
 
 
 def next_turns(model: NanoLlama, after: TurnMemory) -> list[list[int]]:
