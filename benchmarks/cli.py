@@ -57,9 +57,11 @@ STUDIES = {
             summary,
             f"benchmarks.{name}:{name.capitalize()}Config",
             f"benchmarks.{name}:{name}",
-            resumes=True,
+            resumes=name not in ("ensembles", "scaling"),
         )
         for name, summary in {
+            "ensembles": "many small models trained as one, against one at a time",
+            "scaling": "the cost of a training step as people grow",
             "bounds": "parameters against facts: knowing them, and looking them up",
             "generalisation": "recall on unseen names against the people trained on",
             "compressibility": "parameters for worlds whose families share values",

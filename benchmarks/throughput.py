@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.machine import machine
-from benchmarks.timing import say
+from benchmarks.timing import say, with_spread
 from itl_env import FactDatabase, people
 from itl_env.errors import ITLError
 from itl_env.files import write_text
@@ -64,8 +64,7 @@ SIZES = {
     "laptop": Sizes(
         rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
         n_bulk=1_000_000, bulk_rounds=2, many_lanes=1_024, model_steps=400, max_new_tokens=160,
-        n_dialogue_people=5_000,
-        batch_size=128, train_steps=2, compiled=True,
+        n_dialogue_people=5_000, batch_size=128, train_steps=2, compiled=True,
     ),
 }  # fmt: skip
 
@@ -153,13 +152,13 @@ def report(results: dict[str, Any]) -> str:
     """`throughput.md`: the machine, the ratios, then the figures that stand alone."""
     on = results["machine"]
     ratios = "\n".join(
-        f"| {row['what']} | {row['against']} | **{_spread(row, 'ratio')}** | "
-        f"{_spread(row, 'per_s')} | {_spread(row, 'against_per_s')} {row['unit']} | "
+        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | "
+        f"{with_spread(row, 'per_s')} | {with_spread(row, 'against_per_s')} {row['unit']} | "
         f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']} |"
         for row in results["comparisons"]
     )
     absolutes = "\n".join(
-        f"| {row['what']} | {_spread(row, 'value')} {row['unit']} | {row['target']} |"
+        f"| {row['what']} | {with_spread(row, 'value')} {row['unit']} | {row['target']} |"
         for row in results["absolutes"]
     )
     return f"""# Throughput
@@ -179,12 +178,3 @@ faster.
 |---|---:|---|
 {absolutes}
 """
-
-
-def _spread(row: dict[str, Any], key: str) -> str:
-    median, low, high = (_figure(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
-    return f"{median} [{low}, {high}]"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -69,3 +69,13 @@ def compare(
 def absolute(what: str, unit: str, values: list[float], target: str = "") -> dict[str, Any]:
     """One line of a table without a ratio; `target` is what the figure is meant to be."""
     return {"what": what, "unit": unit, **spread(values, "value"), "target": target}
+
+
+def with_spread(row: Mapping[str, Any], key: str) -> str:
+    """What `spread` found under `key`, for people to read: "3.1 [2.9, 3.2]"."""
+    median, low, high = (_figure(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
+    return f"{median} [{low}, {high}]"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

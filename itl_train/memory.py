@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +122,11 @@ class MemoryRun:
         self.tasks = Tasks.open(config)
         bytes_only = config.tokenizer == "bytes"
         self.tokenizer = ByteTokenizer() if bytes_only else open_tokenizer(config.tokenizer)
-        self._plan: BatchPlan | None = None
         self._settings = recorded(config, self.tasks)
         self.folder = RunFolder(out)
         if self.team.first:
             if not has_begun(out, self._settings):
-                self._open_plan()  # which may find what is wrong
+                _ = self.plan  # which may find what is wrong
             RunFolder.open(out, self._settings)
         self.team.wait()
         self.step = self._saved_step = 0
@@ -147,14 +146,11 @@ class MemoryRun:
                 optimizer.load_state_dict(saved)
         self._last_evaluation = self.folder.last_evaluation()
 
-    def _open_plan(self) -> BatchPlan:
-        """The batches, whose dialogues are rendered once."""
-        if self._plan is None:
-            share = (self.team.rank, self.team.n)
-            self._plan = open_plan(
-                self.config, self.tasks.seen_in, self.tokenizer, share, self.device
-            )
-        return self._plan
+    @cached_property
+    def plan(self) -> BatchPlan:
+        """The batches, whose dialogues are rendered when they are first asked for."""
+        share = (self.team.rank, self.team.n)
+        return open_plan(self.config, self.tasks.seen_in, self.tokenizer, share, self.device)
 
     def _restore(self) -> dict[str, Any] | None:
         """Load the newest checkpoint that is whole, if there is any.
@@ -206,7 +202,7 @@ class MemoryRun:
         """Take the steps that are left."""
         if self.finished:
             return
-        plan = self._open_plan()
+        plan = self.plan
         digest = plan.dialogues.digest()
         if self._digest not in (None, digest):
             raise ConfigError(
