@@ -16,7 +16,7 @@ from benchmarks.reference import RECALL
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, RecipeName
-from itl_train.sweep import Cell, Launcher, Row, sweep
+from itl_train.sweep import Cell, Launcher, Row, Work, sweep
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = "runs.csv"
@@ -53,12 +53,13 @@ Group = TypeVar("Group")
 class Study(Generic[Group]):
     """The rows of one study, known and new.
 
-    name: of the study, and of its folder among the results.
+    name: of the study, and of its folder among the results. work: what a cell does.
     """
 
-    def __init__(self, name: str, config: StudyConfig) -> None:
+    def __init__(self, name: str, config: StudyConfig, work: Work = train_cell) -> None:
         """Raises ConfigError if `config.out` is no folder."""
         self.name = name
+        self.work = work
         self.config = config
         if config.out.exists() and not config.out.is_dir():
             raise ConfigError(f"{config.out} is a file; name a folder for the study.")
@@ -81,15 +82,14 @@ class Study(Generic[Group]):
         with Board() as board:
             rows = sweep(
                 cells,
-                train_cell,
+                self.work,
                 config.out,
                 config,
                 known=self._known.values(),
                 retry=config.retry,
                 on_change=board.show,
             )
-        self.rows |= {row["cell"]: row for row in rows}
-        write_rows(config.out / RUNS, list(self.rows.values()))
+        self.keep(rows)
         if len(rows) < len(cells):
             done = {row["cell"] for row in rows}
             failed = [cell.name for cell in cells if cell.name not in done]
@@ -98,6 +98,11 @@ class Study(Generic[Group]):
                 f"{config.out}. With --retry, the same command runs them again."
             )
         return rows
+
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Add the rows to those of the study, and write them all."""
+        self.rows |= {row["cell"]: row for row in rows}
+        write_rows(self.config.out / RUNS, list(self.rows.values()))
 
     def search(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_model
 from itl_env.errors import ITLError
@@ -24,19 +25,32 @@ def save_checkpoint(
     """Write `folder/step-<step>`: the trainer's state, and what `write` puts beside it.
 
     It is written under another name, flushed to disk, and renamed. There must be none of that step.
+
+    Raises ITLError if it cannot be written, such as to a full disk; others are left as they were.
     """
     final = folder / f"{_PREFIX}{step:07d}"
     partial = folder / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write(partial)
-    if state is not None:
-        torch.save(state, partial / _STATE)
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
-    partial.replace(final)
-    _flush(folder)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        if state is not None:
+            torch.save(state, partial / _STATE)
+        for file in partial.iterdir():
+            _flush(file)
+        _flush(partial)
+        partial.replace(final)
+        _flush(folder)
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have their own
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ITLError(
+            f"Cannot write the checkpoint {final} ({str(error).splitlines()[0]}); "
+            "the one before it is intact."
+        ) from error
     return final
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent
+from itl_agents.nanollama import NanoLlama, NanoLlamaAgent
 from itl_env import streams
 from itl_env.errors import ConfigError
-from itl_train.batches import stacked
+from itl_train.batches import BatchPlan, stacked
 from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory import Tasks, recorded
@@ -42,7 +42,7 @@ class EnsembleRun:
         self.configs = list(configs)
         self.config = _common(self.configs)
         self.tasks = [Tasks.open(config) for config in self.configs]
-        self.tokenizer = ByteTokenizer()
+        self.tokenizer = self.tasks[0].tokenizer()
         self.plans = [
             open_plan(config, tasks.seen_in, self.tokenizer)
             for config, tasks in zip(self.configs, self.tasks, strict=True)
@@ -52,16 +52,28 @@ class EnsembleRun:
         self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
         seeds = [streams.key(config.seed, "initialisation") % 2**63 for config in self.configs]
         self.model = NanoLlama(
-            self.config.model_config(), seeds, zero_residual=self.config.zero_residual
+            self.config.model_config(self.tokenizer.vocabulary_size),
+            seeds,
+            zero_residual=self.config.zero_residual,
         ).to(self.config.device)
         self.optimizers = make_optimizers(self.model, self.config)
         self.n_steps = max(config.n_steps for config in self.configs)
         self.step = self._saved_step = 0
+        self.n_threads = self.config.n_threads or min(4, torch.get_num_threads())
+        digest = _digest(self.plans)
         if (found := newest(self.folder.checkpoints, self.folder.warn)) is not None:
             self.step = self._saved_step = found["step"]
+            # Sums depend on how many threads share them: the same bits need the same number.
+            self.n_threads = found["n_threads"]
+            if found["dialogues"] != digest:
+                raise ConfigError(
+                    f"A database or another source has changed since the ensemble in {out} began; "
+                    "begin another, or bring the old one back."
+                )
             self.model.load_state_dict(found["model"])
             for optimizer, saved in zip(self.optimizers, found["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+        self._dialogues = digest
         self.folder.forget_metrics_after(self.step)
 
     def agent(self, index: int) -> NanoLlamaAgent:
@@ -75,12 +87,17 @@ class EnsembleRun:
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
-        while self.step < self.n_steps:
-            with deferred_interrupt() as interrupted:
-                while self.step < self.n_steps and not interrupted():
-                    self._advance(on_metrics)
-                self._save()
-        return [self._finish(index) for index in range(len(self.configs))]
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(self.n_threads)
+        try:
+            while self.step < self.n_steps:
+                with deferred_interrupt() as interrupted:
+                    while self.step < self.n_steps and not interrupted():
+                        self._advance(on_metrics)
+                    self._save()
+            return [self._finish(index) for index in range(len(self.configs))]
+        finally:
+            torch.set_num_threads(threads_before)
 
     def _advance(self, on_metrics: OnMetrics | None) -> None:
         config = self.config
@@ -106,6 +123,8 @@ class EnsembleRun:
             return
         state = {
             "step": self.step,
+            "n_threads": self.n_threads,
+            "dialogues": self._dialogues,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
@@ -130,6 +149,11 @@ class EnsembleRun:
         return row
 
 
+def _digest(plans: Sequence[BatchPlan]) -> str:
+    """A hash of all members' dialogues."""
+    return " ".join(plan.dialogues.digest() for plan in plans)
+
+
 def _common(configs: Sequence[MemoryConfig]) -> MemoryConfig:
     """What all members share, as the first has it; raises ConfigError where they do not."""
     if not configs:
@@ -143,6 +167,8 @@ def _common(configs: Sequence[MemoryConfig]) -> MemoryConfig:
                     f"Member {index} has {name}={own[name]!r}, the first {first[name]!r}; members "
                     f"may differ in {', '.join(OWN)} only."
                 )
+    if configs[0].tokenizer == "used-bytes":
+        raise ConfigError("used-bytes differ from world to world; give members another tokenizer.")
     if configs[0].stop_at:
         raise ConfigError("stop_at ends single runs only; give members their own n_steps.")
     return configs[0]

@@ -19,7 +19,13 @@ import torch
 
 from itl_agents.agent import Agent
 from itl_agents.evaluate import measure_recall, one_question_each
-from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent, open_tokenizer
+from itl_agents.nanollama import (
+    ByteTokenizer,
+    NanoLlama,
+    NanoLlamaAgent,
+    NanoTokenizer,
+    open_tokenizer,
+)
 from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
@@ -35,7 +41,7 @@ from itl_train.checkpoint import (
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
-from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source
+from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
 from itl_train.step import learning_rates, make_optimizers, train_step
 from itl_train.team import Team
 from itl_train.watch import Watch
@@ -76,6 +82,14 @@ class Tasks:
         seen = config.task(database, slice(0, config.n_people))
         unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
         return cls(seen, unseen, config)
+
+    def tokenizer(self) -> NanoTokenizer:
+        """The one that the settings name; see `open_tokenizer` for what is raised."""
+        name = self.config.tokenizer
+        if name == "used-bytes":
+            tasks = [self.seen, *([self.unseen] if self.unseen else [])]
+            return ByteTokenizer(b"".join(used_bytes(task) for task in tasks))
+        return ByteTokenizer() if name == "bytes" else open_tokenizer(name)
 
     def seen_in(self, mode: Mode) -> RecallTask:
         """The task about the people to train on, in a mode."""
@@ -120,8 +134,7 @@ class MemoryRun:
                 f"Cannot train on device {config.device!r}: {str(error).splitlines()[0]}."
             ) from None
         self.tasks = Tasks.open(config)
-        bytes_only = config.tokenizer == "bytes"
-        self.tokenizer = ByteTokenizer() if bytes_only else open_tokenizer(config.tokenizer)
+        self.tokenizer = self.tasks.tokenizer()
         self._settings = recorded(config, self.tasks)
         self.folder = RunFolder(out)
         if self.team.first:
@@ -229,7 +242,7 @@ class MemoryRun:
         if self.step == self.config.n_steps:
             return True
         last, stop_at = self._last_evaluation, self.config.stop_at
-        return bool(stop_at and last and last["recall_seen"] >= stop_at)
+        return bool(stop_at and last and last[f"recall_{self.config.stop_on}"] >= stop_at)
 
     def _advance(self, plan: BatchPlan, watch: Watch, on_metrics: OnMetrics | None) -> None:
         """One optimizer step, and what is due after it."""
@@ -291,12 +304,13 @@ class MemoryRun:
 
     def _evaluate(self, on_metrics: OnMetrics | None) -> dict[str, Any]:
         """Recall on training people and on unseen ones, through the task."""
-        row: dict[str, Any] = {"step": self.step, "recall_seen": 0.0}
+        row: dict[str, Any] = {"step": self.step}
         if self.team.first:
             row |= self.tasks.ask(self.agent(), self.config.n_evaluate)
             self.folder.log(row, on_metrics)
         # All must know whether it is enough.
-        row["recall_seen"] = self.team.tell(row["recall_seen"])
+        which = f"recall_{self.config.stop_on}"
+        row[which] = self.team.tell(row.get(which, 0.0))
         self._last_evaluation = row
         return row
 

@@ -60,7 +60,7 @@ class MemoryConfig:
     max_length: int = 512  # tokens the model can see
     tied_embeddings: bool = False  # one matrix both reads tokens and writes them
     qkv_bias: bool = False  # biases of queries, keys and values
-    tokenizer: str = "bytes"  # or a tokenizer.json, its folder, or a tiktoken file
+    tokenizer: str = "bytes"  # or used-bytes, a tokenizer.json, its folder, or a tiktoken file
     zero_residual: bool = True  # blocks begin by adding nothing, which learns faster
     optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
     lr: float = 4e-3  # AdamW's learning rate
@@ -75,7 +75,10 @@ class MemoryConfig:
     n_steps: int = 2_000  # optimizer steps
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
     n_warmup: int = 50  # steps until the learning rate is full
-    stop_at: float = 0.0  # recall on training people at which training ends early; 0 for never
+    stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
+    stop_on: Literal["seen", "unseen"] = (
+        "seen"  # whose recall that is: of training people or others
+    )
     seed: int = 0  # drives initialisation and data order
     log_every: int = 50  # steps between lines of metrics.jsonl
     evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
@@ -103,6 +106,8 @@ class MemoryConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
         if not 0 <= self.stop_at <= 1:
             raise ConfigError(f"stop_at is {self.stop_at}; it must be a recall, 0 to 1.")
+        if self.stop_at and self.stop_on == "unseen" and not self.n_unseen:
+            raise ConfigError("stop_on is unseen, but n_unseen is 0; there is nobody to ask about.")
         if self.pad_to > self.max_length + 1:
             raise ConfigError(
                 f"pad_to is {self.pad_to}, longer than the model's max_length {self.max_length}."

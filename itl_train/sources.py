@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
 from itl_agents.agent import rollout
+from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import IGNORED, DialogueTokenizer, Rendered, render, render_messages
 from itl_agents.scripted import ExpertAgent
 from itl_env.dialogue import Message, Role
@@ -109,6 +110,12 @@ def read_sources(
 def expert_dialogues(task: RecallTask, tokenizer: DialogueTokenizer) -> Dialogues:
     """The expert's episodes about every fact of the task, rendered."""
     return Dialogues.of(_episodes(task, tokenizer))
+
+
+def used_bytes(task: RecallTask) -> bytes:
+    """Every byte that occurs in the expert's episodes about the task, once."""
+    ids = expert_dialogues(task, ByteTokenizer()).ids.unique()
+    return bytes(ids[ids < 256].tolist())
 
 
 def _episodes(task: RecallTask, tokenizer: DialogueTokenizer) -> Iterator[Rendered]:

@@ -86,8 +86,10 @@ def open_tokenizer(path: str | Path) -> NanoTokenizer:
         return BPETokenizer(from_ranks(read_ranks(file)), str(file))
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-        if len(description["model"]["vocab"]) == 256 and not description["model"]["merges"]:
-            return ByteTokenizer()
+        model = description["model"]
+        if not model["merges"] and all(len(token) == 1 for token in model["vocab"]):
+            byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+            return ByteTokenizer(bytes(byte_of[token] for token in model["vocab"]))
         return BPETokenizer(Tokenizer.from_file(str(file)), str(file))
     except ConfigError:
         raise

@@ -1,4 +1,4 @@
-"""The byte tokenizer: ids 0-255 are bytes, 256-259 the marks of a dialogue.
+"""The byte tokenizer: ids 0-255 are bytes, 256-259 the marks of a dialogue, or fewer bytes.
 
 Saved as a Hugging Face tokenizer, `transformers.AutoTokenizer.from_pretrained(folder)` gives the
 same ids.
@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from itl_env.errors import ITLError
 
 MARKS = ("<|user|>", "<|assistant|>", "<|database|>", "<|eod|>")
 
@@ -26,25 +28,43 @@ CHAT_TEMPLATE = (
 
 
 class ByteTokenizer:
-    """UTF-8 bytes and four marks; vocabulary size 260."""
+    """UTF-8 bytes and four marks; vocabulary size 260.
 
-    vocabulary_size = 256 + len(MARKS)
-    user_id, assistant_id, database_id, end_id = range(256, 260)
+    alphabet: the only bytes that have a token, which makes the vocabulary smaller.
+    """
+
+    def __init__(self, alphabet: bytes = bytes(range(256))) -> None:
+        self.alphabet = bytes(sorted(set(alphabet)))
+        n = len(self.alphabet)
+        self.vocabulary_size = n + len(MARKS)
+        self.user_id, self.assistant_id, self.database_id, self.end_id = range(n, n + len(MARKS))
+        self._spelt = [*(bytes([byte]) for byte in self.alphabet), *map(str.encode, MARKS)]
+        self._ids = {byte: place for place, byte in enumerate(self.alphabet)}
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of the text; a lone surrogate, which has none, becomes its escape."""
-        return list(text.encode("utf-8", errors="backslashreplace"))
+        """The bytes of the text; a lone surrogate, which has none, becomes its escape.
+
+        Raises ITLError for a byte that is not in the alphabet.
+        """
+        written = text.encode("utf-8", errors="backslashreplace")
+        if len(self.alphabet) == 256:
+            return list(written)
+        try:
+            return [self._ids[byte] for byte in written]
+        except KeyError as error:
+            raise ITLError(
+                f"The tokenizer, cut to the bytes of its training data, has none for byte {error} "
+                f"in {text!r}."
+            ) from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD, marks their names."""
-        if all(token < 256 for token in ids):
-            return bytes(ids).decode("utf-8", errors="replace")
-        named = [bytes([t]) if t < 256 else MARKS[t - 256].encode() for t in ids]
-        return b"".join(named).decode("utf-8", errors="replace")
+        return b"".join([self._spelt[token] for token in ids]).decode("utf-8", errors="replace")
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json` and the chat template."""
-        (folder / "tokenizer.json").write_text(json.dumps(_hugging_face(), ensure_ascii=False))
+        description = json.dumps(_hugging_face(self.alphabet), ensure_ascii=False)
+        (folder / "tokenizer.json").write_text(description)
         save_configuration(folder)
 
 
@@ -60,8 +80,9 @@ def save_configuration(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 
 
-def _hugging_face() -> dict[str, Any]:
+def _hugging_face(alphabet: bytes) -> dict[str, Any]:
     """The `tokenizers` description: a byte-level BPE without merges."""
+    characters = byte_characters()
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,
@@ -74,7 +95,7 @@ def _hugging_face() -> dict[str, Any]:
         "padding": None,
         "added_tokens": [
             {
-                "id": 256 + place,
+                "id": len(alphabet) + place,
                 "content": mark,
                 "single_word": False,
                 "lstrip": False,
@@ -97,7 +118,7 @@ def _hugging_face() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {character: byte for byte, character in enumerate(byte_characters())},
+            "vocab": {characters[byte]: place for place, byte in enumerate(alphabet)},
             "merges": [],
         },
     }

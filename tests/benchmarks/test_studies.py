@@ -120,6 +120,20 @@ def test_compressibility_draws_what_correlation_saves(run, tmp_path: Path) -> No
     assert bound["bits"] < free["bits"]
 
 
+def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> None:
+    out = tmp_path / "capacity"
+    status, said, _ = run(
+        "bench", "run", "capacity", "--preset", "smoke", "--launcher", "here", "--out", out
+    )  # fmt: skip
+    assert status == 0
+    assert (out / "report.md").read_text() in said
+    (found,) = json.loads((out / "study.json").read_text())["minima"]
+    assert found["parameters"] is not None, "800 exposures are enough to know two people"
+    width = found["d_model"]
+    # One table of fewer than 260 tokens, and the gain of its norm, beside the blocks.
+    assert found["parameters"] < 32 * width**2 + 265 * width
+
+
 def test_a_failed_run_is_named_and_the_others_are_kept(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,3 +35,23 @@ def test_a_place_that_cannot_be_written_is_one_sentence(run, tmp_path: Path, stu
     status, _, said = run("bench", "run", study, "--preset", "smoke", "--out", tmp_path / "file")
     assert status == 1
     assert said.splitlines()[-1].startswith("itl: Cannot write to")
+
+
+def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: Path) -> None:
+    out = tmp_path / "speedrun"
+    command = ("bench", "run", "speedrun", "--preset", "smoke", "--launcher", "here", "--out", out)
+    status, said, _ = run(*command)
+    assert status == 0
+    assert (out / "report.md").read_text() in said
+    memory, tool = json.loads((out / "study.json").read_text())["goals"]
+    assert memory["fast_reached"] == 1
+    assert memory["fast_steps"][0] < 400, "it ended when it knew enough"
+    assert tool["fast_reached"] == 0, "20 steps teach no tool"
+    assert tool["fast_steps"] == [20]
+    for goal in (memory, tool):
+        expected = goal["published_steps"][0] * goal["padded_ms"] / 1000 / goal["fast_seconds"][0]
+        assert goal["ratio"] == pytest.approx(expected)
+    rows = (out / "runs.csv").read_text()
+    again = run(*command)
+    assert again[0] == 0
+    assert (out / "runs.csv").read_text() == rows, "nothing is trained again"

@@ -18,7 +18,7 @@ from itl_agents.nanollama.model import NanoLlama, NanoLlamaConfig
 from itl_agents.nanollama.tokenizer import MARKS, byte_characters
 from itl_agents.render import render
 from itl_env import FactDatabase, RecallTask, people
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_env.export import biography
 
 ODD = ["", " ", "\ud800", "<|user|>x<|eod|>", "<|endoftext|>", "Zoë\u0301 \U0001f600", "a\r\n\n b"]
@@ -109,6 +109,20 @@ def test_a_saved_tokenizer_is_read_back_and_by_transformers(
         assert again.end_id == ours.end_id == theirs.convert_tokens_to_ids("<|eod|>")
     ByteTokenizer().save(folder)
     assert isinstance(open_tokenizer(folder), ByteTokenizer)
+
+
+def test_a_byte_tokenizer_may_be_cut_to_some_bytes(tmp_path: Path) -> None:
+    cut = ByteTokenizer("Zoë asks.".encode())
+    assert cut.vocabulary_size == len(set("Zoë asks.".encode())) + 4 == cut.end_id + 1
+    ids = cut.encode("Zoë sass")
+    assert max(ids) < cut.user_id
+    assert cut.decode([*ids, cut.end_id]) == "Zoë sass<|eod|>"
+    cut.save(tmp_path)
+    again, theirs = open_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert again.encode("Zoë sass") == ids == theirs.encode("Zoë sass", add_special_tokens=False)
+    assert again.end_id == cut.end_id == theirs.convert_tokens_to_ids("<|eod|>")
+    with pytest.raises(ITLError, match="none for byte 98 in 'asb'"):
+        cut.encode("asb")
 
 
 def test_a_dialogue_gets_shorter_and_is_played(json_file: Path, world: str) -> None:

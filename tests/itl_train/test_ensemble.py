@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from itl_agents.nanollama import load_model
+from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError
 from itl_train.checkpoint import checkpoints
 from itl_train.ensemble import EnsembleRun
@@ -75,6 +76,23 @@ def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
     again = EnsembleRun(configs, tmp_path / "broken")
     assert again.step == 120
     assert again.train() == whole
+
+
+def test_an_ensemble_notices_a_database_that_changed(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'facts.db'}"
+    FactDatabase.create(url, people(20, seed=1)).close()
+    own = [dataclasses.replace(config, database=url) for config in configs[:2]]
+
+    def interrupt(row: dict) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        EnsembleRun(own, tmp_path / "run").train(interrupt)
+    FactDatabase.create(url, people(20, seed=2), replace=True).close()
+    with pytest.raises(ConfigError, match="has changed since the ensemble"):
+        EnsembleRun(own, tmp_path / "run")
 
 
 def test_members_that_do_not_fit_together_are_refused(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -235,6 +236,31 @@ def test_weights_that_are_not_finite_are_never_saved(world: str, tmp_path: Path)
         train_memory(config, tmp_path)
     for path in checkpoints(tmp_path / "checkpoints"):
         assert all(w.isfinite().all() for w in load_model(path).parameters())
+
+
+def test_a_disk_that_takes_no_more_costs_nothing(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path / "whole")
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_memory(config, tmp_path / "full", interrupt)
+    kept = {path.name for path in (tmp_path / "full" / "checkpoints").iterdir()}
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system then refuses to let any file grow beyond it, as a full disk would.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ITLError, match=r"Cannot write the checkpoint .*; the one before it"):
+            train_memory(config, tmp_path / "full")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert {path.name for path in (tmp_path / "full" / "checkpoints").iterdir()} == kept
+    assert MemoryRun(config, tmp_path / "full").step == 10
+    train_memory(config, tmp_path / "full")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "full"))
 
 
 def test_a_resumed_run_keeps_its_number_of_threads(world: str, tmp_path: Path) -> None:

@@ -174,6 +174,25 @@ def test_processes_share_a_batch(world: str, pad_to: int) -> None:
         BatchPlan(parts, 8, seed=0, share=(0, 3))
 
 
+def test_a_small_vocabulary_is_that_of_the_world(world: str, tmp_path: Path) -> None:
+    config = MemoryConfig(
+        database=world, mode="in-weight", n_people=30, n_unseen=5, d_model=8, n_layers=1, n_heads=2,
+        d_hidden=8, batch_size=4, n_steps=4, n_evaluate=5, n_threads=1, tokenizer="used-bytes",
+        tied_embeddings=True,
+    )  # fmt: skip
+    train_memory(config, tmp_path)
+    run = MemoryRun(config, tmp_path)
+    assert 50 < run.tokenizer.vocabulary_size < 100
+    assert run.model.embedding.shape == (run.tokenizer.vocabulary_size, 8)
+    assert run.model.config.n_parameters == sum(p.numel() for p in run.model.parameters())
+    assert run.model.config.tied_embeddings
+    for task in (run.tasks.seen, run.tasks.unseen):
+        assert task is not None
+        for text in texts(expert_dialogues(task, TOKENIZER)):
+            plain = text.replace("<|user|>", "").replace("<|assistant|>", "").replace("<|eod|>", "")
+            assert run.tokenizer.decode(run.tokenizer.encode(plain)) == plain
+
+
 def test_a_run_on_a_mixture_resumes_to_the_same_bits(world: str, tmp_path: Path) -> None:
     file = tmp_path / "texts.txt"
     file.write_text("One line.\nAnother line.\n" * 20)

@@ -1,0 +1,124 @@
+"""How small can a model be that knows these facts?
+
+    itl bench run capacity --out runs/capacity
+
+In-weight, with as many exposures as it takes and with what makes a model small: one matrix that
+reads and writes tokens, and a vocabulary of the bytes that occur. Bisects for the narrowest model
+whose recall, averaged over seeds, reaches 0.95.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from benchmarks.cells import World, make_cell, steps_for
+from benchmarks.reference import BITS_PER_PARAMETER, BOUNDS_IN_WEIGHT, RECALL, parameters_needed
+from benchmarks.studies import Study, StudyConfig
+from benchmarks.study_report import finish, minimum, number, spread, table
+from itl_train.sweep import Cell
+
+BITS_PER_PERSON = 31.25
+
+
+class Search(NamedTuple):
+    """What is searched for one number of people."""
+
+    widths: tuple[int, ...]
+    exposures: int
+    target: float  # share of the published P
+
+
+class Sizes(NamedTuple):
+    """How much a preset runs."""
+
+    searches: Mapping[int, Search]  # by the number of people
+    n_seeds: int
+
+
+PRESETS = {
+    "smoke": Sizes({2: Search((8, 16), 800, 0.5)}, 1),
+    "laptop": Sizes(
+        {
+            128: Search((10, 12, 14, 16), 1_000, 0.5),
+            256: Search((14, 16, 18, 20, 22), 1_000, 0.5),
+            1_024: Search((26, 28, 30, 32), 600, 0.7),
+        },
+        3,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityConfig(StudyConfig):
+    """Find the smallest model that knows 128, 256 and 1,024 people, with exposures at will.
+
+    The same command goes on with an interrupted study.
+    """
+
+    preset: Literal["smoke", "laptop"] = "laptop"  # how much is run
+
+
+def capacity(config: CapacityConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is left; writes `report.md`, `runs.csv` and `study.json`."""
+    sizes = PRESETS[config.preset]
+    study: Study[int] = Study("capacity", config)
+    small = {"tied_embeddings": True, "tokenizer": "used-bytes", "mode": "in-weight"}
+
+    def cells(n: int, width: int) -> list[Cell]:
+        batch_size = study.settings()["batch_size"]
+        n_steps = steps_for(sizes.searches[n].exposures, n, batch_size)
+        model = study.settings(**small, d_model=width, n_steps=n_steps)
+        name = f"{n}-people-d-{width}"
+        return [
+            make_cell(f"{name}-seed-{seed}", World(n, seed), model) for seed in range(sizes.n_seeds)
+        ]
+
+    found = []
+    for n in sizes.searches:  # the small ones first, whose results come soon
+        width = study.search([n], sizes.searches[n].widths, cells)[n]
+        found.append(
+            {
+                **minimum(study.rows.values(), {"n_people": n}, width),
+                "published": BOUNDS_IN_WEIGHT.get(n),
+                "target": sizes.searches[n].target,
+            }
+        )
+    result = {"small": small, "n_seeds": sizes.n_seeds, "minima": found}
+    return finish(study, result, report(result), say)
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """`report.md`: one line for each number of people."""
+    limits = list(BITS_PER_PARAMETER.values())
+    rows = []
+    for row in result["minima"]:
+        n, p, published = row["n_people"], row["parameters"], row["published"]
+        rows.append(
+            (
+                f"{n:,}",
+                number(p, "none"),
+                number(row["failed"]),
+                spread(row),
+                f"{row['exposures']:,.0f}",
+                "-" if p is None else f"{row['bits_per_parameter']:.2f}",
+                *(number(parameters_needed(n, BITS_PER_PERSON, bits)) for bits in limits),
+                number(published),
+                "-" if p is None or published is None else f"**{p / published:.2f}**",
+                f"{row['target']:.1f}",
+            )
+        )
+    head = (
+        "people", "smallest P", "largest P that fails", "recall, mean [lowest, highest seed]",
+        "exposures", "bits/parameter", *(f"P at {bits:g} bits" for bits in limits),
+        "published P", "P / published", "target",
+    )  # fmt: skip
+    return f"""# How small can a model be that knows these facts?
+
+{table(head, rows, left=0)}
+
+2 layers, 2 heads, feed-forward of 4 d; unlike the published models, these read and write tokens
+with one matrix and have tokens only for the bytes that occur in their world. Smallest P: the
+narrowest of the widths tried whose recall on all facts, averaged over {result["n_seeds"]} seeds, is
+at least {RECALL} at the last step. Exposures are at most those named; a run ends once it knows its
+facts. The limits of bits a parameter are those of {" and ".join(BITS_PER_PARAMETER)}.
+"""

@@ -1,0 +1,273 @@
+"""How long until a recall of 0.95: the fast recipe, and the published one in a padded loop.
+
+    itl bench run speedrun --out runs/speedrun
+
+The fast recipe is timed as it runs, evaluations included, one run at a time on all cores. Of the
+published one the steps are counted, in this library's faster loop, whose steps are the same; its
+time is that number of steps at the measured time of a step in a loop that pads every row to 257
+tokens, which is how a user would write it first. Runs of the published recipe may be interrupted
+and continued like those of any study.
+"""
+
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from benchmarks.cells import World, make_cell
+from benchmarks.reference import RECALL
+from benchmarks.studies import FAST, Study, StudyConfig
+from benchmarks.study_report import finish, number, table
+from benchmarks.timing import race, say, spread, with_spread
+from itl_env.dialogue import Style
+from itl_env.recall import Mode
+from itl_train.memory_config import RECIPES
+from itl_train.sweep import Cell, Row
+
+Recipe = Literal["fast", "published"]
+
+
+class Goal(NamedTuple):
+    """What is to be recalled, and by how wide a model."""
+
+    name: str
+    mode: Mode
+    style: Style
+    n_people: int
+    n_unseen: int  # 0 asks about the people trained on
+    d_model: int
+    fast: Mapping[str, Any]  # steps of the fast recipe's schedule, and between its evaluations
+
+
+class Sizes(NamedTuple):
+    """How much a preset runs."""
+
+    goals: tuple[Goal, ...]
+    n_seeds: int
+    target: float  # recall
+    limit: int  # steps after which the published recipe is given up
+    timed_steps: int  # of the padded loop, a round
+    rounds: int
+
+
+def _goal(
+    name: str, mode: Mode, style: Style, n: int, unseen: int, d: int, steps: int, every: int
+) -> Goal:
+    return Goal(name, mode, style, n, unseen, d, {"n_steps": steps, "evaluate_every": every})
+
+
+PRESETS = {
+    "smoke": Sizes(
+        (
+            _goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40),
+            _goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10),
+        ),
+        n_seeds=1, target=0.6, limit=40, timed_steps=1, rounds=1,
+    ),
+    "laptop": Sizes(
+        (
+            _goal("in-weight, 64 people", "in-weight", "fenced", 64, 0, 36, 1_500, 100),
+            _goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 5_000, 250),
+            _goal("in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64, 16_000, 500),
+            _goal("in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64, 3_000, 250),
+            _goal("in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64, 4_000, 250),
+        ),
+        n_seeds=3, target=RECALL, limit=100_000, timed_steps=4, rounds=3,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedrunConfig(StudyConfig):
+    """Time the fast recipe to a recall of 0.95, and count the published one's steps to it.
+
+    The same command goes on with an interrupted study.
+    """
+
+    only: Literal["both", "fast", "published"] = "both"  # leave the other for later
+
+
+def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is left; writes `report.md`, `runs.csv` and `study.json`."""
+    preset = PRESETS["smoke" if config.preset == "smoke" else "laptop"]
+    rows: list[Row] = []
+    # Timed runs have the machine to themselves; counted ones may share it.
+    alone = replace(config, workers=1, threads=_all_cores())
+    studies = {
+        "fast": Study[None]("speedrun", alone, speed_cell),
+        "published": Study[None]("speedrun", config, speed_cell),
+    }
+    for recipe, study in studies.items():
+        if config.only in ("both", recipe):
+            rows += study.run(
+                [
+                    cell(goal, recipe, seed, preset)
+                    for goal in preset.goals
+                    for seed in range(preset.n_seeds)
+                ]
+            )
+    study = studies["published"]
+    study.keep(rows)
+    results = [summary(goal, rows, preset) for goal in preset.goals]
+    sizes = {"n_seeds": preset.n_seeds, "target": preset.target}
+    result = {"sizes": sizes, "goals": results}
+    return finish(study, result, report(result), show)
+
+
+def _all_cores() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
+    """One run to the target."""
+    common = {
+        "mode": goal.mode, "style": goal.style, "d_model": goal.d_model, "n_layers": 2,
+        "n_heads": 2, "d_hidden": None, "stop_at": preset.target, "n_evaluate": 256,
+        "stop_on": "unseen" if goal.n_unseen else "seen",
+    }  # fmt: skip
+    if recipe == "fast":
+        model = {**FAST, **common, **goal.fast}
+    else:
+        # Rows of their own length: what is padded changes no step, only its time.
+        published = {**RECIPES["published"], "pad_to": 0, "n_steps": 100_000}
+        model = {**published, **common, "evaluate_every": min(500, preset.limit // 2)}
+        if preset.limit < model["n_steps"]:
+            model["n_steps"] = preset.limit
+    world = World(goal.n_people, seed, n_unseen=goal.n_unseen)
+    name = f"{recipe}-{goal.name}".replace(",", "").replace(" ", "-")
+    made = make_cell(f"{name}-seed-{seed}", world, model)
+    return Cell(made.name, {**made.settings, "labels": {"goal": goal.name, "recipe": recipe}})
+
+
+def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+    """Train to the target; the row says after how many steps, and seconds, it was reached."""
+    from itl_train.memory import MemoryRun
+    from itl_train.memory_config import MemoryConfig
+
+    world = World(**settings["world"])
+    config = MemoryConfig(
+        database=str(world.build(folder.parent / "worlds")),
+        n_people=world.n_people,
+        n_unseen=world.n_unseen,
+        seed=world.seed,
+        **settings["model"],
+    )
+    run = MemoryRun(config, folder)
+    went_on = run.step > 0  # then the clock knows a part only
+    began = time.perf_counter()
+    last = run.train()
+    seconds = time.perf_counter() - began
+    recall = last[f"recall_{config.stop_on}"]
+    return {
+        **settings["labels"],
+        "seed": world.seed,
+        "parameters": run.model.config.n_parameters,
+        "steps": run.step,
+        "recall": recall,
+        "reached": recall >= config.stop_at,
+        "train_seconds": None if went_on else round(seconds, 2),
+    }
+
+
+def summary(goal: Goal, rows: list[Row], preset: Sizes) -> dict[str, Any]:
+    """Both recipes' seeds, the padded loop's time of a step, and what follows."""
+    own = [row for row in rows if row["goal"] == goal.name]
+    fast, published = (
+        [row for row in own if row["recipe"] == recipe] for recipe in ("fast", "published")
+    )
+    found: dict[str, Any] = {
+        "goal": goal.name,
+        "parameters": own[0]["parameters"] if own else None,
+        "fast_reached": sum(row["reached"] for row in fast),
+        "fast_steps": [row["steps"] for row in fast],
+        "fast_seconds": [s for row in fast if (s := row.get("train_seconds")) is not None],
+        "published_reached": sum(row["reached"] for row in published),
+        "published_steps": [row["steps"] for row in published],
+    }
+    found |= padded_ms(goal, preset)
+    if found["fast_seconds"] and published:
+        hours = [steps * found["padded_ms"] / 3.6e6 for steps in found["published_steps"]]
+        found["published_hours"] = statistics.median(hours)
+        found["ratio"] = 3600 * found["published_hours"] / statistics.median(found["fast_seconds"])
+    return found
+
+
+def padded_ms(goal: Goal, preset: Sizes) -> dict[str, float]:
+    """Milliseconds of a step of the padded loop at batch 128, and their spread."""
+    from benchmarks.throughput_model import load_llama, plain_step
+    from itl_agents.nanollama import ByteTokenizer, NanoLlama, save_model
+    from itl_env.database import FactDatabase
+    from itl_train.batches import BatchPlan
+    from itl_train.memory_config import MemoryConfig
+    from itl_train.sources import expert_dialogues
+
+    say(f"padded loop: {goal.name}")
+    n_people = min(goal.n_people, 1_024)
+    with tempfile.TemporaryDirectory(prefix="itl-speedrun-") as temporary:
+        folder = Path(temporary)
+        file = World(n_people, 0).build(folder)
+        config = MemoryConfig(
+            database=str(file), mode=goal.mode, style=goal.style, n_people=n_people, n_unseen=0,
+            d_model=goal.d_model, n_layers=2, n_heads=2, d_hidden=None, batch_size=128,
+        )  # fmt: skip
+        with FactDatabase(file) as database:
+            task = config.task(database, slice(0, n_people))
+            plan = BatchPlan(expert_dialogues(task, ByteTokenizer()), 128, 0)
+        save_model(NanoLlama(config.model_config()), folder / "model")
+        step = plain_step(load_llama(folder / "model").train(), plan, 1e-3)
+
+    def run() -> int:
+        for place in range(preset.timed_steps):
+            step(place)
+        return preset.timed_steps
+
+    rates = race({"padded": run}, preset.rounds)
+    return spread([1000 / rate for rate in rates["padded"]], "padded_ms")
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """`report.md`: one line for each goal."""
+    rows = []
+    for goal in result["goals"]:
+        ratio = goal.get("ratio")
+        rows.append(
+            (
+                goal["goal"],
+                number(goal["parameters"]),
+                _each(goal["fast_seconds"], "s"),
+                _each(goal["fast_steps"]),
+                f"{goal['fast_reached']} of {len(goal['fast_steps'])}",
+                _each(goal["published_steps"]),
+                f"{goal['published_reached']} of {len(goal['published_steps'])}",
+                with_spread(goal, "padded_ms"),
+                "-" if ratio is None else f"{goal['published_hours']:.2f} h",
+                "-" if ratio is None else f"**{ratio:,.0f}**",
+            )
+        )
+    head = (
+        "goal", "P", "fast, each seed", "fast, steps", "fast, reached", "published, steps",
+        "published, reached", "padded loop, ms a step", "published in it, median", "ratio",
+    )  # fmt: skip
+    return f"""# Time to a recall of {result["sizes"]["target"]}
+
+{table(head, rows, left=1)}
+
+{result["sizes"]["n_seeds"]} seeds each. The fast recipe was timed alone on the machine, evaluations
+included. The published one's time is computed: its steps, counted in this library's loop, at the
+measured time of a step in a loop that pads every row to 257 tokens. Where it did not reach the
+recall, its steps are those at which it was given up, and the ratio is a lower bound. In-weight
+goals ask about the people trained on, in-tool goals about people never trained on.
+"""
+
+
+def _each(values: list[float], unit: str = "") -> str:
+    if not values:
+        return "-"
+    shown = (f"{value:,.0f}" if math.isfinite(value) else "-" for value in sorted(values))
+    return " / ".join(shown) + (f" {unit}" if unit else "")
