@@ -44,13 +44,21 @@ class SweepStatus:
 
 
 def parse_axis(text: str) -> tuple[str, list[Any]]:
-    """`name=a,b` or `name=first:end`; raises ConfigError for what is neither, or no setting."""
+    """`name=a,b`, `name=first:end` or `name=[a,[b,c]]`, a YAML list whose items may be lists.
+
+    Raises ConfigError for what is none of these, or no setting.
+    """
     name, equals, values = text.partition("=")
     names = [field.name for field in fields(MemoryConfig)]
     if not equals or not values:
         raise ConfigError(f"{text!r} is no axis; write it like seed=0:3 or lr=1e-3,4e-3.")
     if name not in names:
         raise ConfigError(f"There is no setting {name!r}; there are {', '.join(names)}.")
+    if values.startswith("["):
+        listed = _yaml(values)
+        if not isinstance(listed, list) or not listed:
+            raise ConfigError(f"{values!r} is no list; write it like {name}=[a,[b,c]].")
+        return name, listed
     first, colon, end = values.partition(":")
     if colon and first.isdecimal() and end.isdecimal():
         return name, list(range(int(first), int(end)))
@@ -59,17 +67,25 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
 
 def _value(text: str) -> Any:
     """What YAML reads (a number, true, null, text), and 1e-3 as a number, which it does not."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    value = _yaml(text)
     with suppress(TypeError, ValueError):
         return float(value) if isinstance(value, str) else value
     return value
 
 
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
 def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[Cell]:
-    """One cell for each combination; raises ConfigError if the settings of one contradict."""
+    """One cell for each combination, named by the settings that differ.
+
+    Raises ConfigError if the settings of one contradict.
+    """
+    differing = [key for key, values in axes.items() if len(values) > 1]
     cells = []
     for values in grid(axes):
         settings = {**base, **values}
@@ -85,8 +101,8 @@ def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> 
             MemoryConfig(**settings)
         except TypeError as error:  # an unknown name, or text where a number belongs
             raise ConfigError(f"The settings {values} do not fit: {error}.") from None
-        name = ",".join(f"{key}={value}".replace("/", "_") for key, value in values.items())
-        cells.append(Cell(name, settings))
+        name = ",".join(f"{key}={values[key]}".replace("/", "_") for key in differing)
+        cells.append(Cell(name or "run", settings))
     return cells
 
 

@@ -41,15 +41,13 @@ def save_checkpoint(
         _flush(partial)
         partial.replace(final)
         _flush(folder)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors have their own
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch does not say that it is the disk.
+        full = shutil.disk_usage(folder).free < 2**20
         shutil.rmtree(partial, ignore_errors=True)
+        why = "the disk is full" if full else str(error).splitlines()[0]
         raise ITLError(
-            f"Cannot write the checkpoint {final} ({str(error).splitlines()[0]}); "
-            "the one before it is intact."
+            f"Cannot write the checkpoint {final} ({why}); the one before it is intact."
         ) from error
     return final
 

@@ -94,6 +94,7 @@ class MemoryConfig:
         return cls(**{**RECIPES[recipe], **settings})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))  # a file's list is one, too
         positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
             if getattr(self, name) < 1:

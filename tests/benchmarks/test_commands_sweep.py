@@ -18,6 +18,8 @@ def test_axes_are_lists_or_ranges_of_settings() -> None:
     assert parse_axis("mode=in-tool,in-weight") == ("mode", ["in-tool", "in-weight"])
     assert parse_axis("zero_residual=true,false") == ("zero_residual", [True, False])
     assert parse_axis("d_hidden=null,64") == ("d_hidden", [None, 64])
+    lists = parse_axis("sources=[[in-tool], [in-tool=2, biographies]]")
+    assert lists == ("sources", [["in-tool"], ["in-tool=2", "biographies"]])
     for text, said in (("seed", "no axis"), ("seed=", "no axis"), ("sead=1", "no setting 'sead'")):
         with pytest.raises(ConfigError, match=said):
             parse_axis(text)
