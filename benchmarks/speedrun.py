@@ -50,6 +50,7 @@ class Sizes(NamedTuple):
     n_seeds: int
     target: float  # recall
     limit: int  # steps after which the published recipe is given up
+    every: int  # steps between its evaluations
     timed_steps: int  # of the padded loop, a round
     rounds: int
 
@@ -66,7 +67,7 @@ PRESETS = {
             _goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40),
             _goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10),
         ),
-        n_seeds=1, target=0.6, limit=40, timed_steps=1, rounds=1,
+        n_seeds=1, target=0.6, limit=40, every=20, timed_steps=1, rounds=1,
     ),
     "laptop": Sizes(
         (
@@ -76,7 +77,7 @@ PRESETS = {
             _goal("in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64, 3_000, 250),
             _goal("in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64, 4_000, 250),
         ),
-        n_seeds=3, target=RECALL, limit=100_000, timed_steps=4, rounds=3,
+        n_seeds=3, target=RECALL, limit=6_000, every=200, timed_steps=4, rounds=3,
     ),
 }  # fmt: skip
 
@@ -135,10 +136,11 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
         model = {**FAST, **common, **goal.fast}
     else:
         # Rows of their own length: what is padded changes no step, only its time.
-        published = {**RECIPES["published"], "pad_to": 0, "n_steps": 100_000}
-        model = {**published, **common, "evaluate_every": min(500, preset.limit // 2)}
-        if preset.limit < model["n_steps"]:
-            model["n_steps"] = preset.limit
+        published = RECIPES["published"]
+        model = {
+            **published, **common, "pad_to": 0, "n_steps": preset.limit,
+            "horizon": published["n_steps"], "evaluate_every": preset.every,
+        }  # fmt: skip
     world = World(goal.n_people, seed, n_unseen=goal.n_unseen)
     name = f"{recipe}-{goal.name}".replace(",", "").replace(" ", "-")
     made = make_cell(f"{name}-seed-{seed}", world, model)

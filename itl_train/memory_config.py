@@ -74,6 +74,7 @@ class MemoryConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     n_steps: int = 2_000  # optimizer steps
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
+    horizon: int = 0  # steps until it is 0, if not n_steps: for the beginning of a longer schedule
     n_warmup: int = 50  # steps until the learning rate is full
     stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
     stop_on: Literal["seen", "unseen"] = (
@@ -99,9 +100,14 @@ class MemoryConfig:
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        for name in ("n_unseen", "n_warmup", "weight_decay", "n_threads", "clip", "pad_to"):
+        counts = ("n_unseen", "n_warmup", "horizon", "n_threads", "pad_to")
+        for name in (*counts, "weight_decay", "clip"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.horizon and self.horizon < self.n_steps:
+            raise ConfigError(
+                f"horizon is {self.horizon}, fewer than the {self.n_steps} steps of n_steps."
+            )
         for name in ("lr", "muon_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")

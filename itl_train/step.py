@@ -63,7 +63,7 @@ def learning_rates(config: MemoryConfig, step: int) -> tuple[float, float]:
     """AdamW's and Muon's at `step` (0-based); 0 when all steps are taken."""
     if step >= config.n_steps:
         return 0.0, 0.0
-    factor = SCHEDULES[config.schedule](step, config.n_steps, config.n_warmup)
+    factor = SCHEDULES[config.schedule](step, config.horizon or config.n_steps, config.n_warmup)
     return config.lr * factor, config.muon_lr * factor
 
 

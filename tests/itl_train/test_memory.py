@@ -298,6 +298,8 @@ def test_bad_configurations_fail_before_any_work(world: str, tmp_path: Path) -> 
         "n_steps is 0": {"n_steps": 0},
         "lr is -1": {"lr": -1.0},
         "shorter than": {"max_length": 64},
+        "horizon is 5, fewer than the 30 steps": {"horizon": 5},
+        "but n_unseen is 0": {"stop_at": 0.5, "stop_on": "unseen", "n_unseen": 0},
     }
     for said, changes in bad.items():
         with pytest.raises(ConfigError, match=said):

@@ -95,6 +95,14 @@ def test_a_member_that_goes_wrong_leaves_the_others_alone(
     assert losses.isfinite().tolist() == [True, False, True]
 
 
+def test_a_horizon_makes_a_run_the_beginning_of_a_longer_one(config: MemoryConfig) -> None:
+    whole = dataclasses.replace(config, n_steps=100)
+    part = dataclasses.replace(config, n_steps=10, horizon=100)
+    assert [learning_rates(part, step) for step in range(10)] == [
+        learning_rates(whole, step) for step in range(10)
+    ]
+
+
 def test_bfloat16_comes_near_float32(config: MemoryConfig, plans: list[BatchPlan]) -> None:
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
