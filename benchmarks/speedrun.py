@@ -89,12 +89,13 @@ class SpeedrunConfig(StudyConfig):
     The same command goes on with an interrupted study.
     """
 
+    preset: Literal["smoke", "laptop"] = "laptop"  # how much is run
     only: Literal["both", "fast", "published"] = "both"  # leave the other for later
 
 
 def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dict[str, Any]:
     """Run what is left; writes `report.md`, `runs.csv` and `study.json`."""
-    preset = PRESETS["smoke" if config.preset == "smoke" else "laptop"]
+    preset = PRESETS[config.preset]
     rows: list[Row] = []
     # Timed runs have the machine to themselves; counted ones may share it.
     alone = replace(config, workers=1, threads=_all_cores())

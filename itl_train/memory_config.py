@@ -60,7 +60,8 @@ class MemoryConfig:
     max_length: int = 512  # tokens the model can see
     tied_embeddings: bool = False  # one matrix both reads tokens and writes them
     qkv_bias: bool = False  # biases of queries, keys and values
-    tokenizer: str = "bytes"  # or used-bytes, a tokenizer.json, its folder, or a tiktoken file
+    tokenizer: str = "bytes"  # what a token is
+    """bytes; used-bytes for those that occur; a file of a BPE: tokenizer.json, tiktoken's ranks"""
     zero_residual: bool = True  # blocks begin by adding nothing, which learns faster
     optimizer: Literal["muon", "adamw"] = "muon"  # of hidden matrices; AdamW takes the rest
     lr: float = 4e-3  # AdamW's learning rate
@@ -77,9 +78,7 @@ class MemoryConfig:
     horizon: int = 0  # steps until it is 0, if not n_steps: for the beginning of a longer schedule
     n_warmup: int = 50  # steps until the learning rate is full
     stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
-    stop_on: Literal["seen", "unseen"] = (
-        "seen"  # whose recall that is: of training people or others
-    )
+    stop_on: Literal["seen", "unseen"] = "seen"  # of training people, or of others
     seed: int = 0  # drives initialisation and data order
     log_every: int = 50  # steps between lines of metrics.jsonl
     evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
