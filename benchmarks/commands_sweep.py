@@ -10,15 +10,13 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from benchmarks.board import Board, describe
+from benchmarks.board import Board, describe, newest_metrics
 from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
-from itl_train.run_folder import RunFolder, has_begun, read_yaml
-from itl_train.sweep import FAILURE, Cell, Launcher, Row, State, grid, state, sweep
-
-CELLS = "cells.json"
+from itl_train.run_folder import has_begun, read_yaml
+from itl_train.sweep import CELLS, FAILURE, Cell, Launcher, Row, State, grid, state, sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class SweepMemory(Launcher):
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """Say which runs of a sweep are done, failed or waiting, and why they failed."""
+    """Say which runs of a sweep or a study are done, failed or waiting, and why they failed."""
 
     out: tyro.conf.Positional[Path]  # folder of the sweep
 
@@ -132,8 +130,8 @@ def run_sweep_memory(config: SweepMemory) -> None:
         raise ConfigError(f"{config.out} is a file; name a folder for the sweep.")
     config.out.mkdir(parents=True, exist_ok=True)
     check_begun(cells, config.out)
-    write_text(config.out / CELLS, json.dumps({cell.name: cell.settings for cell in cells}))
-    with Board() as board:
+    write_text(config.out / CELLS, json.dumps([cell.name for cell in cells], indent=1) + "\n")
+    with Board(config.out) as board:
         rows = sweep(
             cells, train_cell, config.out, config, retry=config.retry, on_change=board.show
         )
@@ -160,18 +158,10 @@ def sweep_status(config: SweepStatus) -> None:
             last_line = (config.out / name / FAILURE).read_text(encoding="utf-8").splitlines()[-1]
             print(f"failed   {name}: {last_line}; see {config.out / name / FAILURE}")
         elif its == "running":
-            print(f"running  {name}: {_progress(config.out / name)}")
+            print(f"running  {name}: {newest_metrics(config.out / name)}")
     print(describe(states))
 
 
 def _state(folder: Path) -> State:
     found = state(folder)
     return "running" if found == "waiting" and (folder / "config.yaml").exists() else found
-
-
-def _progress(folder: Path) -> str:
-    """The newest line of a run's metrics."""
-    from benchmarks.progress import describe as describe_row
-
-    rows = RunFolder(folder).rows()
-    return f"step {rows[-1]['step']:,}, {describe_row(rows[-1])}" if rows else "it has begun"

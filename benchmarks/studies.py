@@ -5,6 +5,7 @@ into `runs.csv`; rows of the library's own results count as done, so that a stud
 not repeated.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.reference import RECALL
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, RecipeName
-from itl_train.sweep import Cell, Launcher, Row, Work, sweep
+from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, sweep
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = "runs.csv"
@@ -66,6 +67,7 @@ class Study(Generic[Group]):
         config.out.mkdir(parents=True, exist_ok=True)
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
+        self._here: dict[str, None] = {}  # the cells that are run in `config.out`, in order
 
     def settings(self, **own: Any) -> dict[str, Any]:
         """The model's settings under the study's recipe."""
@@ -79,7 +81,9 @@ class Study(Generic[Group]):
         Raises ITLError if one failed; the others are kept.
         """
         config = self.config
-        with Board() as board:
+        self._here |= dict.fromkeys(c.name for c in cells if c.name not in self._known)
+        write_text(config.out / CELLS, json.dumps(list(self._here), indent=1) + "\n")
+        with Board(config.out) as board:
             rows = sweep(
                 cells,
                 self.work,

@@ -23,6 +23,7 @@ Work = Callable[[Mapping[str, Any], Path], Row]
 State = Literal["done", "failed", "running", "waiting"]
 
 ROW, FAILURE = "row.json", "failure.txt"
+CELLS = "cells.json"  # the names of a folder's cells, for whoever asks how they stand
 POLL_S = 0.5
 
 

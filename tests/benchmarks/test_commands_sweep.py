@@ -1,11 +1,15 @@
 """`itl sweep`: a grid of runs, executed by real local jobs."""
 
+import json
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
+from benchmarks.board import Board
 from benchmarks.commands_sweep import memory_cells, parse_axis
 from itl_env.errors import ConfigError
 
@@ -72,3 +76,18 @@ def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:
     status, _, err = run("sweep", "status", tmp_path)
     assert status == 2
     assert "holds no sweep" in sentence(err)
+
+
+def test_a_terminal_sees_a_table_of_what_runs(tmp_path: Path) -> None:
+    for name, row in (("one", {"step": 1_200, "loss": 0.25}), ("two", None)):
+        (tmp_path / name).mkdir()
+        if row:
+            (tmp_path / name / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    with Board(tmp_path, console) as board:
+        board.show({"one": "running", "two": "running", "three": "waiting"})
+    shown = console.file.getvalue()
+    assert "step 1,200, loss 0.250" in shown
+    assert "it has begun" in shown
+    assert "0 done, 2 running, 1 waiting, 0 failed" in shown
+    assert "three" not in shown

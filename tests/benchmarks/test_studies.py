@@ -81,6 +81,7 @@ def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Pat
     enough = rows[(rows["mode"] == "in-weight") & (rows["parameters"] == knows["parameters"])]
     assert enough[enough["n_people"] == 2]["seen_recall"].mean() == knows["recall"]
 
+    assert run("sweep", "status", out)[1] == f"{len(rows)} done, 0 running, 0 waiting, 0 failed\n"
     before = (out / rows["cell"][0] / "row.json").stat().st_mtime_ns
     assert run(*command)[1] == said, "nothing is run again, and the report is the same"
     assert (out / rows["cell"][0] / "row.json").stat().st_mtime_ns == before
