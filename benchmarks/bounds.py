@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from benchmarks.cells import World, make_cell, steps_for
+from benchmarks.cells import ASKED, World, make_cell, steps_for
 from benchmarks.reference import (
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
-    LINE,
+    LINE_OF_MEANS,
     RECALL,
 )
 from benchmarks.studies import WIDTHS, Study, StudyConfig
@@ -99,7 +99,7 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
     result = {"sizes": sizes._asdict(), "minima": found, "line": fit}
     bounds_figure(found, fit, config.out / "bounds.png")
     recall_figure(list(study.rows.values()), config.out / "recall.png")
-    return finish(study, result, report(result), say)
+    return finish(study, result, report(result), say, model=study.settings())
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -127,8 +127,8 @@ def report(result: Mapping[str, Any]) -> str:
     )  # fmt: skip
     slope = (
         f"The line through the in-weight sizes is P = {fit['slope']:.2f} facts + "
-        f"{fit['intercept']:,.0f} (R^2 {fit['r2']:.3f}); the published one is P = {LINE[0]} facts "
-        f"+ {LINE[1]:,}."
+        f"{fit['intercept']:,.0f} (R^2 {fit['r2']:.3f}); the published one, fitted alike, is P = "
+        f"{LINE_OF_MEANS[0]} facts + {LINE_OF_MEANS[1]:,}, from 8 to 32,768 facts."
         if fit
         else "There are too few in-weight sizes for a line."
     )
@@ -139,10 +139,10 @@ def report(result: Mapping[str, Any]) -> str:
 {table(head, rows, left=1)}
 
 Smallest P: the narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to
-{sizes["widths"][-1]}) whose recall on all facts that it was trained on, averaged over
+{sizes["widths"][-1]}) whose recall on the people that it was trained on, averaged over
 {sizes["n_seeds"]} seeds, is at least {RECALL}; found by bisection, so the truth lies above the
 largest P that fails. Seeds drive world, initialisation and data order; recall is that of the last
-step.
+step. {ASKED}
 
 {slope}
 

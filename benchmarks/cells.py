@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.statistics import clustered_wilson
 from itl_env.database import FactDatabase
@@ -15,6 +15,9 @@ from itl_env.entropy import world_entropy
 from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
 from itl_env.files import whole_file
 from itl_train.sweep import Cell, Row
+
+if TYPE_CHECKING:
+    from itl_train.memory import MemoryRun
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,8 @@ def make_cell(name: str, world: World, model: Mapping[str, Any]) -> Cell:
     return Cell(f"{name}-{digest}", settings)
 
 
-def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train the model of a cell and measure it at its last step.
-
-    settings: of `make_cell`. Recall is asked of every fact, or of one fact of each of 4,000 people
-    where there are more; its interval is Wilson's, clustered by person.
-    """
-    from itl_agents.evaluate import measure_recall, one_question_each
+def open_run(settings: Mapping[str, Any], folder: Path) -> "MemoryRun":
+    """The training run of a cell, begun or to be continued."""
     from itl_train.memory import MemoryRun
     from itl_train.memory_config import MemoryConfig
 
@@ -92,22 +90,37 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         seed=world.seed,
         **settings["model"],
     )
-    run = MemoryRun(config, folder)
+    return MemoryRun(config, folder)
+
+
+ASKED = (
+    "Recall is asked of all facts, or of one fact of each of 4,000 people where there are more "
+    "than 4,000 facts."
+)
+
+
+def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+    """Train the model of a cell and measure it at its last step.
+
+    settings: of `make_cell`. For what is asked, see `ASKED`; intervals are Wilson's, clustered by
+    person. `bits_per_parameter` counts the facts that an in-weight model knows.
+    """
+    from itl_agents.evaluate import measure_recall, one_question_each
+
+    run = open_run(settings, folder)
     run.train()
+    world, config = World(**settings["world"]), run.config
+    n_facts = world.n_people * len(ATTRIBUTES)
+    entropy = world_entropy(world.n_people, world.vocabulary, world.correlation, world.seed)
     row: Row = {
-        "mode": config.mode,
         "n_people": world.n_people,
         "correlation": world.correlation,
         "seed": world.seed,
-        "d_model": config.d_model,
         "parameters": run.model.config.n_parameters,
         "steps": run.step,
-        "exposures": run.step * config.batch_size / (world.n_people * len(ATTRIBUTES)),
+        "exposures": run.step * config.batch_size / n_facts,
+        "bits_per_fact": entropy.bits_per_fact,
     }
-    entropy = world_entropy(world.n_people, world.vocabulary, world.correlation, world.seed)
-    n_facts = world.n_people * len(ATTRIBUTES)
-    row["bits_per_fact"] = entropy.bits_per_fact
-    row["bits_per_parameter"] = entropy.bits_per_fact * n_facts / row["parameters"]
     for who, task in (("seen", run.tasks.seen), ("unseen", run.tasks.unseen)):
         if task is None:
             continue
@@ -122,4 +135,7 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
             f"{who}_low": low,
             f"{who}_high": high,
         }
-    return row
+    if config.mode == "in-weight":
+        known = entropy.bits_per_fact * n_facts * row["seen_recall"]
+        row["bits_per_parameter"] = known / row["parameters"]
+    return {**row, **settings["model"]}

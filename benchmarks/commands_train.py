@@ -62,7 +62,9 @@ def run_train_memory(config: TrainMemory) -> None:
         **{field.name: getattr(config, field.name) for field in fields(WatchConfig)}
     )
     run = MemoryRun(settings, config.out, watch)
-    if run.finished:
+    if not run.team.first:
+        pass  # one process speaks
+    elif run.finished:
         print(f"{config.out} is finished; this is its result")
     elif run.step:
         print(f"going on from step {run.step:,}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.cells import World, make_cell, steps_for
+from benchmarks.cells import ASKED, World, make_cell, steps_for
 from benchmarks.reference import GENERALISATION
 from benchmarks.statistics import interval
 from benchmarks.studies import Study, StudyConfig
@@ -65,11 +65,14 @@ def generalisation(
     sizes = PRESETS[config.preset]
     study: Study[None] = Study("generalisation", config)
 
+    # All train to the end: those who see few people must not stop sooner.
+    common = study.settings(mode="in-tool", style=sizes.style, stop_at=0.0)
+
     def cell(n: int, width: int, seed: int) -> Cell:
-        batch_size = study.settings()["batch_size"]
+        batch_size = common["batch_size"]
         by_exposures = steps_for(sizes.exposures, n, batch_size)
         n_steps = sizes.n_steps if config.match == "steps" else by_exposures
-        model = study.settings(mode="in-tool", style=sizes.style, d_model=width, n_steps=n_steps)
+        model = {**common, "d_model": width, "n_steps": n_steps}
         world = World(n, seed, n_unseen=sizes.n_unseen, unseen_vocabulary="ood")
         return make_cell(f"{n}-people-d-{width}-{config.match}-seed-{seed}", world, model)
 
@@ -88,7 +91,8 @@ def generalisation(
     ]
     result = {"sizes": sizes._asdict(), "match": config.match, "cells": cells}
     generalisation_figure(rows, config.out / "generalisation.png")
-    return finish(study, result, report(result), say)
+    flags = f" --match {config.match}"
+    return finish(study, result, report(result), say, model=common, flags=flags)
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
@@ -140,10 +144,10 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, rows, left=0)}
 
-Recall is the mean over {sizes["n_seeds"]} seeds with the lowest and the highest, at the last step,
-of {sizes["n_unseen"]:,} people with first names that nobody trained on has, one question each; each
-run's own Wilson interval is in `runs.csv`. {matched}. Calls are in style `{sizes["style"]}`;
-the published figures are for `fenced`, one seed and 40 questions.
+Recall is the mean over {sizes["n_seeds"]} seeds with the lowest and the highest, at the last step.
+Unseen are {sizes["n_unseen"]:,} people with first names that nobody trained on has. {ASKED} Each
+run's own Wilson interval is in `runs.csv`. {matched}. Calls are in style `{sizes["style"]}`; the
+published figures are for `fenced`, one seed and 40 questions.
 
 {agreement(cells)}
 """
@@ -154,10 +158,13 @@ def agreement(cells: list[dict[str, Any]]) -> str:
     lines = []
     for parameters in dict.fromkeys(cell["parameters"] for cell in cells):
         own = [cell for cell in cells if cell["parameters"] == parameters]
-        line = f"- P = {parameters:,}: {_first(own, 'unseen_recall')} here"
+        ours = _first(own, "unseen_recall")
+        line = f"- P = {parameters:,}: {ours} here"
         if by_people := GENERALISATION.get(f"{parameters / 1000:.0f}K"):
             theirs = [{"n_people": n, "recall": recall} for n, recall in by_people.items()]
-            line += f", {_first(theirs, 'recall')} in the published table"
+            there = _first(theirs, "recall")
+            line += f", {there} in the published table: they "
+            line += "agree" if there == ours else "disagree"
         lines.append(line + ".")
     return "Recall on unseen names of at least 0.9:\n\n" + "\n".join(lines)
 

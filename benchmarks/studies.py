@@ -25,11 +25,16 @@ RUNS = "runs.csv"
 # The published grid of widths; at 2 layers, 2 heads and the byte vocabulary P = 32 d^2 + 525 d.
 WIDTHS = (*range(4, 81, 4), *range(88, 129, 8))
 
-# The published shape and call; the fast recipe's rates at it.
+# The published shape and call. All that bears on training is named, so that a cell's name, a hash
+# of its settings, tells rows apart even if a default changes.
 SHAPE: Mapping[str, Any] = {
     "n_layers": 2, "n_heads": 2, "d_hidden": None, "style": "fenced", "max_length": 512,
+    "rope_theta": 10_000.0, "tied_embeddings": False, "qkv_bias": False, "tokenizer": "bytes",
+    "dtype": "float32", "clip": 0.0, "weight_decay": 0.0, "pad_to": 0,
     "evaluate_every": 500, "n_evaluate": 256,
 }  # fmt: skip
+# What a recipe must not change: the shape and call that are compared.
+SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style")}
 FAST: Mapping[str, Any] = {
     "optimizer": "muon", "lr": 8e-3, "muon_lr": 0.04, "schedule": "linear", "n_warmup": 50,
     "batch_size": 16, "zero_residual": True, "stop_at": 0.99,
@@ -42,8 +47,9 @@ class StudyConfig(Launcher):
 
     out: Path  # folder of the study
     preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
-    """smoke: about a minute; laptop: under two hours on two cores; paper: the published grids."""
+    """smoke: about a minute; laptop: under two hours on two cores; paper: the published grid."""
     recipe: RecipeName = "fast"  # how models are trained
+    device: str = "cpu"  # where models are trained: cpu, cuda, ...
     retry: bool = False  # run again what failed
     fresh: bool = False  # run also what the library's own result tables hold
 
@@ -73,10 +79,13 @@ class Study(Generic[Group]):
         """The model's settings under the study's recipe."""
         recipe = FAST if self.config.recipe == "fast" else RECIPES["published"]
         often = {"evaluate_every": 50} if self.config.preset == "smoke" else {}
-        return {**recipe, **SHAPE, **often, **own}
+        device = {"device": self.config.device} if self.config.device != "cpu" else {}
+        return {**SHAPE, **recipe, **SAME, **often, **device, **own}
 
-    def run(self, cells: Sequence[Cell]) -> list[Row]:
+    def run(self, cells: Sequence[Cell], launcher: Launcher | None = None) -> list[Row]:
         """The rows of the cells, run where there is none yet.
+
+        launcher: the study's own by default.
 
         Raises ITLError if one failed; the others are kept.
         """
@@ -88,7 +97,7 @@ class Study(Generic[Group]):
                 cells,
                 self.work,
                 config.out,
-                config,
+                launcher or config,
                 known=self._known.values(),
                 retry=config.retry,
                 on_change=board.show,
@@ -117,8 +126,12 @@ class Study(Generic[Group]):
         """The smallest width of each group whose mean recall reaches `RECALL`; None if none does.
 
         cells: those of a group and a width, one for each seed.
+
+        The preset `paper` runs every width of every group first.
         """
         means: dict[tuple[Group, int], float] = {}
+        if self.config.preset == "paper":
+            self.run([cell for g in groups for width in widths for cell in cells(g, width)])
 
         def ask(group: Group) -> tuple[int | None, int | None]:
             return smallest(widths, lambda width: means.get((group, width)))

@@ -15,7 +15,7 @@ from benchmarks.reference import (
     BOUNDS_IN_WEIGHT,
     COMPRESSIBILITY,
     GENERALISATION,
-    LINE,
+    LINE_OF_MEANS,
     RECALL,
 )
 
@@ -51,8 +51,8 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
             label=f"fit: {fit['slope']:.2f} facts + {fit['intercept']:,.0f}",
         )  # fmt: skip
     axes.plot(
-        x, LINE[0] * x + LINE[1], color=IN_WEIGHT, lw=1, ls=":",
-        label=f"published fit: {LINE[0]:.2f} facts + {LINE[1]:,}",
+        x, LINE_OF_MEANS[0] * x + LINE_OF_MEANS[1], color=IN_WEIGHT, lw=1, ls=":",
+        label=f"published fit: {LINE_OF_MEANS[0]:.2f} facts + {LINE_OF_MEANS[1]:,}",
     )  # fmt: skip
     for (name, bits), style in zip(BITS_PER_PARAMETER.items(), ("--", "-."), strict=True):
         axes.plot(

@@ -32,7 +32,8 @@ def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) ->
 
     rows: of the study. group: the columns that tell the group from others.
 
-    `failed` is the largest size below that was shown not to do.
+    `failed` is the largest size below that was shown not to do. `exposures` and `steps` are the
+    most that a seed of the smallest size took, or of all if none does.
     """
     own = [row for row in rows if all(row[name] == value for name, value in group.items())]
     chosen = [row for row in own if row["d_model"] == width]
@@ -43,13 +44,19 @@ def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) ->
         "d_model": width,
         "parameters": chosen[0]["parameters"] if chosen else None,
         "failed": max(below, default=None),
-        "recall": sum(recalls) / len(recalls) if recalls else None,
+        "recall": _mean(recalls) if recalls else None,
         "recall_lowest": min(recalls, default=None),
         "recall_highest": max(recalls, default=None),
-        "exposures": own[0]["exposures"],
-        "steps": own[0]["steps"],
-        "bits_per_parameter": chosen[0]["bits_per_parameter"] if chosen else None,
+        "exposures": max(row["exposures"] for row in chosen or own),
+        "steps": max(row["steps"] for row in chosen or own),
+        "bits_per_parameter": _mean([r["bits_per_parameter"] for r in chosen])
+        if chosen and "bits_per_parameter" in chosen[0]
+        else None,
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
@@ -72,16 +79,25 @@ def line_fit(points: Sequence[tuple[float, float | None]]) -> dict[str, float] |
 
 
 def finish(
-    study: "Study[Any]", result: Mapping[str, Any], report: str, say: Callable[[str], None]
+    study: "Study[Any]",
+    result: Mapping[str, Any],
+    report: str,
+    say: Callable[[str], None],
+    *,
+    model: Mapping[str, Any],
+    flags: str = "",
 ) -> dict[str, Any]:
-    """Write `study.json` and `report.md`, print the report, and return what the first holds."""
+    """Write `study.json` and `report.md`, print the report, and return what the first holds.
+
+    model: the settings that all models of the study share. flags: further ones of the command.
+    """
     config = study.config
     seconds = sum(row["seconds"] for row in study.rows.values())
     whole = {
         "study": study.name,
         "preset": config.preset,
         "recipe": config.recipe,
-        "model": study.settings(),
+        "model": dict(model),
         "runs": len(study.rows),
         "process_seconds": round(seconds, 1),
         "machine": machine(),
@@ -91,9 +107,9 @@ def finish(
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
     text = (
         f"{report}\n{whole['runs']:,} runs in {seconds / 3600:.1f} process hours, preset "
-        f"{config.preset}, recipe {config.recipe} ({settings}). Machine: {on['cpu']}, "
-        f"{on['cores']} cores, torch {on['torch']}.\n\n"
-        f"`itl bench run {study.name} --preset {config.preset} --recipe {config.recipe}`\n"
+        f"{config.preset}, recipe {config.recipe}. All models: {settings}. Reported on: "
+        f"{on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
+        f"`itl bench run {study.name} --preset {config.preset} --recipe {config.recipe}{flags}`\n"
     )
     write_text(config.out / "study.json", json.dumps(whole, indent=1) + "\n")
     write_text(config.out / "report.md", text)

@@ -84,7 +84,7 @@ def render_messages(
             ids += new
             labels += [IGNORED] * len(new)
             continue
-        ends_call = place + 1 < len(messages)
+        ends_call = place + 1 < len(messages) and messages[place + 1].role == "database"
         end = tokenizer.database_id if ends_call else tokenizer.end_id
         turn = next(turns, None)
         written = _written(message, turn, tokenizer)

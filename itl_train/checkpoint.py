@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_model
-from itl_env.errors import ITLError
+from itl_env.errors import ConfigError, ITLError
 
 _STATE = "training.pt"
 _PREFIX = "step-"
@@ -83,7 +83,15 @@ def save_model_and_tokenizer(model: NanoLlama, tokenizer: NanoTokenizer, path: P
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The trainer's state; raises ITLError for a broken checkpoint."""
+    """The trainer's state; raises ITLError for a broken checkpoint.
+
+    Raises ConfigError for one that never held a state: a model that was finished elsewhere.
+    """
+    if not (path / _STATE).exists():
+        raise ConfigError(
+            f"{path} holds a model that was trained in an ensemble: it can be asked, but training "
+            "cannot go on from it."
+        )
     try:
         return dict(torch.load(path / _STATE, weights_only=True))
     except Exception as error:  # a truncated archive raises any of half a dozen types
@@ -92,7 +100,8 @@ def load_state(path: Path) -> dict[str, Any]:
 
 def load_model_and_state(path: Path) -> dict[str, Any]:
     """The trainer's state, and under `model` the NanoLlama; raises ITLError if either is broken."""
-    return {"model": load_model(path), **load_state(path)}
+    state = load_state(path)
+    return {"model": load_model(path), **state}
 
 
 def newest(
@@ -102,18 +111,15 @@ def newest(
 ) -> dict[str, Any] | None:
     """What `load` gives of the newest checkpoint that is whole; None if there is none.
 
-    Broken ones are warned of, and removed if there is a whole one before them: they must not count
-    among those that are kept.
+    Broken ones are warned of and removed: they must neither count among those that are kept nor
+    stand where a whole one will be written.
     """
-    broken = []
     for path in reversed(checkpoints(folder)):
         try:
-            found = load(path)
+            return load(path)
+        except ConfigError:
+            raise
         except ITLError as error:
-            warn(f"{error} An earlier checkpoint is used, if there is one.")
-            broken.append(path)
-            continue
-        for other in broken:
-            shutil.rmtree(other)
-        return found
+            warn(f"{error} It is removed; an earlier checkpoint is used, if there is one.")
+            shutil.rmtree(path)
     return None

@@ -7,7 +7,7 @@ at small batches; on a CPU, at batches of 32 and more, processes side by side ar
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ import torch
 
 from itl_agents.nanollama import NanoLlama, NanoLlamaAgent
 from itl_env import streams
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_train.batches import BatchPlan, stacked
 from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import Tasks, recorded
+from itl_train.memory import OnMetrics, Tasks, check_finite, recorded
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
 from itl_train.sources import open_plan
@@ -28,13 +28,12 @@ from itl_train.step import ensemble_step, learning_rates, make_optimizers
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
 """The settings in which members may differ."""
 
-OnMetrics = Callable[[dict[str, Any]], None]
-
 
 class EnsembleRun:
     """An ensemble in its folder, which can be killed at any moment and goes on to the same bits.
 
-    Every member ends as a run of its own in `member-<i>`, with its `config.yaml` and checkpoint.
+    Every member ends in a folder of its own, `member-<i>`, with its settings, its evaluation and
+    its model, which can be asked like that of any run.
     """
 
     def __init__(self, configs: Sequence[MemoryConfig], out: Path) -> None:
@@ -111,6 +110,13 @@ class EnsembleRun:
             clip=config.clip,
             dtype=getattr(torch, config.dtype),
         )
+        if not (finite := losses.isfinite()).all():
+            member = int(finite.logical_not().nonzero()[0])
+            raise ITLError(
+                f"The loss of member {member} is {float(losses[member])} at step {self.step}; "
+                "lower its lr or muon_lr. "
+                f"The last checkpoint in {self.folder.checkpoints} is intact."
+            )
         self.step += 1
         if self.step % config.log_every == 0 or self.step == self.n_steps:
             self.folder.log({"step": self.step, "losses": losses.tolist()}, on_metrics)
@@ -121,6 +127,7 @@ class EnsembleRun:
         """Write a checkpoint of the whole ensemble unless this step has one."""
         if self.step == self._saved_step:
             return
+        check_finite(self.model, self.step, self.folder.checkpoints)
         state = {
             "step": self.step,
             "n_threads": self.n_threads,

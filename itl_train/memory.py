@@ -321,11 +321,7 @@ class MemoryRun:
         """
         if self.step == self._saved_step:
             return
-        if not all(bool(torch.isfinite(weights).all()) for weights in self.model.parameters()):
-            raise ITLError(
-                f"The weights are not finite after step {self.step}; lower lr or muon_lr. "
-                f"The last checkpoint in {self.folder.checkpoints} is intact."
-            )
+        check_finite(self.model, self.step, self.folder.checkpoints)
         state = {
             "step": self.step,
             "n_threads": self.n_threads,
@@ -341,6 +337,15 @@ class MemoryRun:
             keep_last(folder, self.config.keep_checkpoints)
         self._saved_step = self.step
         self.team.wait()
+
+
+def check_finite(model: NanoLlama, step: int, checkpoints: Path) -> None:
+    """Raise ITLError if a weight is not finite."""
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        raise ITLError(
+            f"The weights are not finite after step {step}; lower lr or muon_lr. "
+            f"The last checkpoint in {checkpoints} is intact."
+        )
 
 
 def train_memory(

@@ -6,7 +6,7 @@ So the command line can print its help at once.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
@@ -95,6 +95,7 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))  # a file's list is one, too
+        _check_types(self)
         positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
         for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
             if getattr(self, name) < 1:
@@ -114,6 +115,11 @@ class MemoryConfig:
             raise ConfigError(f"stop_at is {self.stop_at}; it must be a recall, 0 to 1.")
         if self.stop_at and self.stop_on == "unseen" and not self.n_unseen:
             raise ConfigError("stop_on is unseen, but n_unseen is 0; there is nobody to ask about.")
+        if self.tokenizer == "used-bytes" and (self.mode == "in-tool" or self.sources):
+            raise ConfigError(
+                "tokenizer is used-bytes, which knows in-weight dialogues only; take bytes for "
+                "in-tool runs and other sources."
+            )
         if self.pad_to > self.max_length + 1:
             raise ConfigError(
                 f"pad_to is {self.pad_to}, longer than the model's max_length {self.max_length}."
@@ -141,3 +147,22 @@ class MemoryConfig:
         return RecallTask(
             database, keys=keys, style=self.style, max_queries=max_queries_of(self.mode)
         )
+
+
+def _check_types(config: MemoryConfig) -> None:
+    """Raise ConfigError for a setting of another type than it is declared with."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        allowed = get_args(kind)
+        if get_origin(kind) is Literal:
+            if value not in allowed:
+                raise ConfigError(f"{name} is {value!r}; choose among {', '.join(allowed)}.")
+            continue
+        kinds = tuple(get_origin(each) or each for each in allowed or (kind,))
+        if get_origin(kind) is tuple:
+            kinds = (tuple,)
+        # A whole number serves as any other; true and false are no numbers.
+        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+        if not fits or (isinstance(value, bool) and bool not in kinds):
+            names = " or ".join(each.__name__.replace("NoneType", "null") for each in kinds)
+            raise ConfigError(f"{name} is {value!r}; it must be of type {names}.")

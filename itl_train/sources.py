@@ -198,6 +198,11 @@ def open_dataset(name: str) -> Iterable[dict[str, Any]]:
                     f"{name} is no source: its name must end in {', '.join(READERS)}."
                 )
             return datasets.load_dataset(READERS[path.suffix], data_files=name, split="train")
+        if "/" not in name:
+            raise ConfigError(
+                f"There is no source {name!r}: it is neither {', '.join(ABOUT_PEOPLE)}, nor a file "
+                "here, nor the OWNER/NAME of a data set."
+            )
         return datasets.load_dataset(name, split="train")
     except ConfigError:
         raise

@@ -38,8 +38,12 @@ def step_flops(config: NanoLlamaConfig, batch: Batch) -> float:
     return 6.0 * met + 12.0 * config.n_layers * d * pairs
 
 
-def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int = 1024) -> float:
-    """Operations per second of a square matrix product here: the best of several."""
+def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int = 0) -> float:
+    """Operations per second of a square matrix product here: the best of several.
+
+    size: rows and columns; 0 for enough of them to keep the device busy.
+    """
+    size = size or (8192 if torch.device(device).type == "cuda" else 1024)
     x = torch.randn(size, size, device=device, dtype=dtype)
     best = 0.0
     for _ in range(6):
@@ -116,8 +120,9 @@ class Watch:
 
     def __exit__(self, *exception: object) -> None:
         self._end_profile()
-        if self._trackers is not None:
-            self._trackers.end_training()
+        # `end_training` would also take leave of the other processes.
+        for tracker in self._trackers.trackers if self._trackers is not None else ():
+            tracker.finish()
 
     def probe(self, step: int) -> Probe | None:
         """What looks into the step with this number (from 0), if that is due."""

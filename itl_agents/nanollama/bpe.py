@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -86,15 +87,21 @@ def open_tokenizer(path: str | Path) -> NanoTokenizer:
         return BPETokenizer(from_ranks(read_ranks(file)), str(file))
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
-        model = description["model"]
-        if not model["merges"] and all(len(token) == 1 for token in model["vocab"]):
-            byte_of = {character: byte for byte, character in enumerate(byte_characters())}
-            return ByteTokenizer(bytes(byte_of[token] for token in model["vocab"]))
+        if (alphabet := _alphabet(description["model"])) is not None:
+            return ByteTokenizer(alphabet)
         return BPETokenizer(Tokenizer.from_file(str(file)), str(file))
     except ConfigError:
         raise
     except Exception as error:  # `tokenizers` raises plain Exception
         raise ConfigError(f"{file} is not a tokenizer: {str(error).splitlines()[0]}.") from None
+
+
+def _alphabet(model: Mapping[str, Any]) -> bytes | None:
+    """The bytes of a tokenizer that `ByteTokenizer` saved; None for any other."""
+    byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+    found = bytes(byte_of[token] for token in model["vocab"] if token in byte_of)
+    in_order = {byte_characters()[byte]: place for place, byte in enumerate(sorted(found))}
+    return found if not model["merges"] and model["vocab"] == in_order else None
 
 
 def read_ranks(file: Path) -> dict[bytes, int]:

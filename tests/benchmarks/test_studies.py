@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from scipy.stats import linregress
 
-from benchmarks import studies
+from benchmarks import capacity, studies
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
-from benchmarks.studies import WIDTHS, smallest
+from benchmarks.studies import WIDTHS, Study, StudyConfig, smallest
 from benchmarks.study_report import line_fit, minimum
+from itl_train.memory_config import MemoryConfig, RecipeName
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,11 +45,33 @@ def test_a_fit_is_that_of_least_squares() -> None:
     assert line_fit([(1, 1.0), (2, None), (3, 3.0)]) is None
 
 
+@pytest.mark.parametrize("study", ["bounds", "generalisation", "compressibility"])
+@pytest.mark.parametrize("recipe", ["fast", "published"])
+def test_every_width_of_every_preset_is_a_model(
+    tmp_path: Path, study: str, recipe: RecipeName
+) -> None:
+    presets = import_module(f"benchmarks.{study}").PRESETS
+    for preset, sizes in presets.items():
+        shared = Study(study, StudyConfig(out=tmp_path, preset=preset, recipe=recipe))
+        for width in sizes.widths:
+            MemoryConfig(database="x", **shared.settings(mode="in-tool", d_model=width))
+
+
+def test_every_width_of_the_capacity_search_is_a_model(tmp_path: Path) -> None:
+    small = {"tied_embeddings": True, "tokenizer": "used-bytes", "mode": "in-weight"}
+    for preset, sizes in capacity.PRESETS.items():
+        shared = Study("capacity", capacity.CapacityConfig(out=tmp_path, preset=preset))
+        for search in sizes.searches.values():
+            for width in search.widths:
+                own = {"d_model": width, "d_hidden": 3 * width}
+                MemoryConfig(database="x", **shared.settings(**small, **own))
+
+
 def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
     rows = [
         {
-            "mode": mode, "d_model": d, "parameters": 100 * d, "seen_recall": recall, "steps": 5,
-            "exposures": 7.0, "bits_per_parameter": 0.5,
+            "mode": mode, "d_model": d, "parameters": 100 * d, "seen_recall": recall,
+            "steps": round(10 * recall), "exposures": 7 * recall, "bits_per_parameter": recall / 2,
         }
         for mode, d, recall in [
             ("in-tool", 8, 1.0), ("in-weight", 8, 0.2), ("in-weight", 12, 0.5),
@@ -57,6 +81,8 @@ def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
     found = minimum(rows, {"mode": "in-weight"}, 16)
     assert (found["parameters"], found["failed"]) == (1_600, 1_200)
     assert (found["recall"], found["recall_lowest"], found["recall_highest"]) == (0.95, 0.9, 1.0)
+    assert (found["steps"], found["exposures"]) == (10, 7.0), "the most that a seed took"
+    assert found["bits_per_parameter"] == pytest.approx(0.475)
     none = minimum(rows, {"mode": "in-weight"}, None)
     assert (none["parameters"], none["failed"], none["recall"]) == (None, 2_400, None)
 

@@ -4,6 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+from itl_agents.nanollama import ByteTokenizer
+from itl_env import FactDatabase, RecallTask
+from itl_train.batches import BatchPlan
+from itl_train.sources import expert_dialogues
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,10 +54,22 @@ def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: 
     assert memory["fast_steps"][0] < 400, "it ended when it knew enough"
     assert tool["fast_reached"] == 0, "20 steps teach no tool"
     assert tool["fast_steps"] == [20]
-    for goal in (memory, tool):
-        expected = goal["published_steps"][0] * goal["padded_ms"] / 1000 / goal["fast_seconds"][0]
-        assert goal["ratio"] == pytest.approx(expected)
+    expected = memory["published_steps"][0] * memory["padded_ms"] / 1000 / memory["fast_seconds"][0]
+    assert memory["ratio"] == pytest.approx(expected)
+    assert "ratio" not in tool, "it never got there"
     rows = (out / "runs.csv").read_text()
     again = run(*command)
     assert again[0] == 0
     assert (out / "runs.csv").read_text() == rows, "nothing is trained again"
+
+
+def test_padding_changes_no_step(world: str) -> None:
+    """So the published recipe's steps may be counted in rows cut to their longest."""
+    task = RecallTask(FactDatabase(world), keys=slice(0, 50), max_queries=0)
+    dialogues = expert_dialogues(task, ByteTokenizer())
+    cut, padded = (BatchPlan(dialogues, 16, seed=0, pad_to=pad_to) for pad_to in (1, 257))
+    for step in (0, 40):
+        assert torch.equal(cut.rows(step), padded.rows(step))
+        narrow, wide = cut.batch(step), padded.batch(step)
+        assert narrow.input_ids.shape[1] < wide.input_ids.shape[1] == 256
+        assert torch.equal(narrow.targets, wide.targets)
