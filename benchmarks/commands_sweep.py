@@ -11,12 +11,24 @@ import tyro
 import yaml
 
 from benchmarks.board import Board, describe, newest_metrics
+from benchmarks.rows import RUNS, write_rows
 from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
 from itl_train.run_folder import has_begun, read_yaml
-from itl_train.sweep import CELLS, FAILURE, Cell, Launcher, Row, State, grid, state, sweep
+from itl_train.sweep import (
+    CELLS,
+    FAILURE,
+    Cell,
+    Launcher,
+    Row,
+    State,
+    at_work,
+    grid,
+    state,
+    sweep,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +41,7 @@ class SweepMemory(Launcher):
     axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXES")]
     """Settings and their values: n_people=64,128 lr=1e-3,4e-3 seed=0:5 (seeds 0 to 4)."""
     out: Path  # folder of the sweep
-    recipe: RecipeName = "fast"  # settings to begin with
+    recipe: RecipeName = "quickstart"  # settings to begin with
     base: str = ""  # YAML file of the settings that all runs share
     retry: bool = False  # run again what failed
 
@@ -135,10 +147,8 @@ def run_sweep_memory(config: SweepMemory) -> None:
         rows = sweep(
             cells, train_cell, config.out, config, retry=config.retry, on_change=board.show
         )
-    import pandas as pd
-
-    write_text(config.out / "runs.csv", pd.DataFrame(rows).to_csv(index=False))
-    print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / 'runs.csv'}")
+    write_rows(config.out / RUNS, rows)
+    print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / RUNS}")
     if len(rows) < len(cells):
         raise ITLError(
             f"{len(cells) - len(rows)} of {len(cells)} runs failed; "
@@ -163,5 +173,4 @@ def sweep_status(config: SweepStatus) -> None:
 
 
 def _state(folder: Path) -> State:
-    found = state(folder)
-    return "running" if found == "waiting" and (folder / "config.yaml").exists() else found
+    return "running" if at_work(folder) else state(folder)

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.cells import World, make_cell, open_run
 from benchmarks.machine import cpu_name
 from benchmarks.reference import RECALL
-from benchmarks.studies import FAST, SHAPE, Study, StudyConfig
+from benchmarks.studies import SHAPE, Study, StudyConfig
 from benchmarks.study_report import finish, number, table
 from benchmarks.timing import race, say, spread, with_spread
 from itl_env.dialogue import Style
@@ -126,7 +126,7 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
         "stop_on": "unseen" if goal.n_unseen else "seen",
     }  # fmt: skip
     if recipe == "fast":
-        model = {**FAST, **common, **goal.fast}
+        model = {**RECIPES["fast"], **common, **goal.fast}
     else:
         # The batches of padded rows, cut to their longest: padding changes no step, only its time.
         published = RECIPES["published"]

@@ -14,13 +14,13 @@ from typing import Any, Generic, Literal, TypeVar
 from benchmarks.board import Board
 from benchmarks.cells import train_cell
 from benchmarks.reference import RECALL
+from benchmarks.rows import RUNS, read_rows, write_rows
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
-from itl_train.memory_config import RECIPES, RecipeName
+from itl_train.memory_config import RECIPES
 from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, sweep
 
 RESULTS = Path(__file__).parent / "results"
-RUNS = "runs.csv"
 
 # The published grid of widths; at 2 layers, 2 heads and the byte vocabulary P = 32 d^2 + 525 d.
 WIDTHS = (*range(4, 81, 4), *range(88, 129, 8))
@@ -35,10 +35,6 @@ SHAPE: Mapping[str, Any] = {
 }  # fmt: skip
 # What a recipe must not change: the shape and call that are compared.
 SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style")}
-FAST: Mapping[str, Any] = {
-    "optimizer": "muon", "lr": 8e-3, "muon_lr": 0.04, "schedule": "linear", "n_warmup": 50,
-    "batch_size": 16, "zero_residual": True, "stop_at": 0.99,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +44,7 @@ class StudyConfig(Launcher):
     out: Path  # folder of the study
     preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
     """smoke: about a minute; laptop: under two hours on two cores; paper: the published grid."""
-    recipe: RecipeName = "fast"  # how models are trained
+    recipe: Literal["fast", "published"] = "fast"  # how models are trained
     device: str = "cpu"  # where models are trained: cpu, cuda, ...
     retry: bool = False  # run again what failed
     fresh: bool = False  # run also what the library's own result tables hold
@@ -77,7 +73,7 @@ class Study(Generic[Group]):
 
     def settings(self, **own: Any) -> dict[str, Any]:
         """The model's settings under the study's recipe."""
-        recipe = FAST if self.config.recipe == "fast" else RECIPES["published"]
+        recipe = RECIPES[self.config.recipe]
         often = {"evaluate_every": 50} if self.config.preset == "smoke" else {}
         device = {"device": self.config.device} if self.config.device != "cpu" else {}
         return {**SHAPE, **recipe, **SAME, **often, **device, **own}
@@ -166,20 +162,3 @@ def smallest(
         else:
             low = middle + 1
     return (widths[low] if low < len(widths) else None), None
-
-
-def read_rows(file: Path) -> dict[str, Row]:
-    """The rows of a CSV file by their cell; none if there is no such file."""
-    import pandas as pd
-
-    if not file.exists():
-        return {}
-    rows = pd.read_csv(file).to_dict("records")
-    return {row["cell"]: {k: v for k, v in row.items() if not pd.isna(v)} for row in rows}
-
-
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """Write the rows as CSV."""
-    import pandas as pd
-
-    write_text(file, pd.DataFrame(rows).to_csv(index=False))

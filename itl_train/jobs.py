@@ -16,7 +16,7 @@ LOST_S = 60.0  # files of a job may be seen that long after its end: the nodes' 
 
 
 class Processes:
-    """Jobs that are processes of this machine and end with the sweep."""
+    """Jobs that are processes of this machine; a sweep that ends takes them along."""
 
     def __init__(self, logs: Path, settings: Mapping[str, Any]) -> None:
         """Settings are submitit's."""
@@ -26,7 +26,7 @@ class Processes:
         self._executor.update_parameters(**settings)
 
     def find(self, folder: Path) -> Any:
-        """None: no job outlives its sweep."""
+        """None: what outlived a sweep that was killed is waited for by its successor."""
         return None
 
     def submit(self, work: Any, folder: Path) -> Any:

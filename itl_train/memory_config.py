@@ -16,11 +16,23 @@ from itl_env.recall import Mode, RecallTask, max_queries_of
 if TYPE_CHECKING:
     from itl_agents.nanollama import NanoLlamaConfig
 
-RecipeName = Literal["fast", "published"]
+RecipeName = Literal["quickstart", "fast", "published"]
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # Muon on hidden matrices, blocks that begin silent, rows of nearly equal length.
-    "fast": {},
+    # The defaults: Muon on hidden matrices, blocks that begin silent, rows of nearly equal length.
+    "quickstart": {},
+    # The same with higher rates, which smaller models bear, until the recall is reached.
+    "fast": {
+        "optimizer": "muon",
+        "lr": 8e-3,
+        "muon_lr": 0.04,
+        "schedule": "linear",
+        "n_warmup": 50,
+        "batch_size": 16,
+        "zero_residual": True,
+        "stop_at": 0.99,
+        "evaluate_every": 500,
+    },
     # arXiv 2508.20755, section 5: its optimizer, schedule, batch, padding and shape.
     "published": {
         "n_layers": 2,

@@ -7,12 +7,16 @@ request. Rows that are known already, from a committed table say, count as done.
 import itertools
 import json
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
@@ -23,6 +27,7 @@ Work = Callable[[Mapping[str, Any], Path], Row]
 State = Literal["done", "failed", "running", "waiting"]
 
 ROW, FAILURE = "row.json", "failure.txt"
+LOCK, SECONDS = ".lock", ".seconds"  # dotted: not of the run whose folder it is
 CELLS = "cells.json"  # the names of a folder's cells, for whoever asks how they stand
 POLL_S = 0.5
 
@@ -71,13 +76,19 @@ class Job:
 
     def __call__(self) -> None:
         """Run the cell and leave its row, or the traceback of its failure."""
-        if state(self.folder) == "done":  # and then preempted, which makes Slurm start it again
-            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # A sweep that was killed may have left a job at work in the same folder: wait for it.
+        with FileLock(self.folder / LOCK):
+            if state(self.folder) == "waiting":
+                self._run()
+
+    def _run(self) -> None:
         import torch
 
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        clock = self.folder / SECONDS
+        before = float(clock.read_text()) if clock.exists() else 0.0
         began = time.perf_counter()
         try:
             row = self.work(self.cell.settings, self.folder)
@@ -86,7 +97,8 @@ class Job:
             return
         finally:
             torch.set_num_threads(threads_before)
-        seconds = round(time.perf_counter() - began, 1)
+            seconds = round(before + time.perf_counter() - began, 1)
+            write_text(clock, f"{seconds}\n")
         row = {"cell": self.cell.name, **row, "seconds": seconds}
         write_text(self.folder / ROW, json.dumps(row) + "\n")
 
@@ -102,6 +114,19 @@ def state(folder: Path) -> State:
     if (folder / ROW).exists():
         return "done"
     return "failed" if (folder / FAILURE).exists() else "waiting"
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a job is working on a cell, of whatever sweep."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def sweep(
@@ -121,9 +146,10 @@ def sweep(
     retry: run failed cells again.
     on_change: told the state of every cell whenever one has changed.
 
-    Ctrl-C stops the jobs of this machine, which have saved what they did, and leaves those of
-    Slurm, which the same sweep finds again. Raises ConfigError for two cells of one name, and
-    ITLError where Slurm does not answer or refuses a job.
+    Ctrl-C and a request to end stop the jobs of this machine, which go on from their last
+    checkpoints when the same sweep is run again, and leave those of Slurm, which it finds again.
+    Raises ConfigError for two cells of one name, and ITLError where Slurm does not answer or
+    refuses a job.
     """
     names = [cell.name for cell in cells]
     if len(set(names)) < len(names):
@@ -168,6 +194,7 @@ def _run(
     running = {cell.name: job for cell in waiting if (job := jobs.find(out / cell.name))}
     states.update(dict.fromkeys(running, "running"))
     queue = [cell for cell in reversed(waiting) if cell.name not in running]
+    before = _end_on_request()
     try:
         while queue or running:
             while queue and len(running) < at_a_time:
@@ -195,6 +222,23 @@ def _run(
         for job in running.values():
             jobs.leave(job)
         raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _end_on_request() -> Any:
+    """Let SIGTERM end the sweep as Ctrl-C does, so that it takes its jobs along.
+
+    Returns the handler before, None where this thread cannot handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    return signal.signal(signal.SIGTERM, end)
 
 
 def _jobs(launcher: Launcher, logs: Path, most: int) -> tuple[Processes | SlurmQueue, int]:

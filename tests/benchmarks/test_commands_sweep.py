@@ -34,7 +34,7 @@ def test_a_contradiction_is_found_before_anything_runs() -> None:
         memory_cells({"d_model": [64, 65]}, {"database": "facts.db"})
     with pytest.raises(ConfigError, match="No database"):
         memory_cells({"seed": [0]}, {})
-    with pytest.raises(ConfigError, match="do not fit"):
+    with pytest.raises(ConfigError, match="n_people is 'many'; it must be of type int"):
         memory_cells({"n_people": ["many"]}, {"database": "facts.db"})
     with pytest.raises(ConfigError, match="sead"):
         memory_cells({"seed": [0]}, {"database": "facts.db", "sead": 1})

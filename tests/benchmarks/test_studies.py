@@ -4,6 +4,7 @@ import json
 import shutil
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import pytest
@@ -13,7 +14,7 @@ from benchmarks import capacity, studies
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
 from benchmarks.studies import WIDTHS, Study, StudyConfig, smallest
 from benchmarks.study_report import line_fit, minimum
-from itl_train.memory_config import MemoryConfig, RecipeName
+from itl_train.memory_config import RECIPES, MemoryConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +49,7 @@ def test_a_fit_is_that_of_least_squares() -> None:
 @pytest.mark.parametrize("study", ["bounds", "generalisation", "compressibility"])
 @pytest.mark.parametrize("recipe", ["fast", "published"])
 def test_every_width_of_every_preset_is_a_model(
-    tmp_path: Path, study: str, recipe: RecipeName
+    tmp_path: Path, study: str, recipe: Literal["fast", "published"]
 ) -> None:
     presets = import_module(f"benchmarks.{study}").PRESETS
     for preset, sizes in presets.items():
@@ -164,7 +165,7 @@ def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> No
 def test_a_failed_run_is_named_and_the_others_are_kept(
     run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(studies.FAST, "lr", 1e30)  # which no training survives
+    monkeypatch.setitem(RECIPES["fast"], "lr", 1e30)  # which no training survives
     out = tmp_path / "bounds"
     command = ("bench", "run", "bounds", "--preset", "smoke", "--launcher", "here", "--out", out)
     status, _, said = run(*command)

@@ -125,6 +125,15 @@ def test_a_byte_tokenizer_may_be_cut_to_some_bytes(tmp_path: Path) -> None:
         cut.encode("asb")
 
 
+def test_bytes_in_another_order_keep_it(tmp_path: Path) -> None:
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    other = Tokenizer(models.BPE({token: place for place, token in enumerate(alphabet)}, []))
+    other.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    other.decoder = token_decoders.ByteLevel()
+    other.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path).encode("Zoë") == other.encode("Zoë").ids
+
+
 def test_a_dialogue_gets_shorter_and_is_played(json_file: Path, world: str) -> None:
     tokenizer = open_tokenizer(json_file)
     task = RecallTask(FactDatabase(world))

@@ -9,7 +9,7 @@ import torch
 
 from itl_agents.nanollama import load_model
 from itl_env import FactDatabase, people
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_train.checkpoint import checkpoints
 from itl_train.ensemble import EnsembleRun
 from itl_train.memory import MemoryRun
@@ -47,7 +47,7 @@ def test_every_member_is_the_run_it_would_be_alone(
             alone.model.parameters(),
             strict=True,
         ):
-            assert torch.allclose(a, b, atol=0.05)
+            assert (a - b).norm() < 0.05 * b.norm()
     assert found[0]["recall_seen"] == found[1]["recall_seen"] == 1.0, "two learn"
     assert found[2]["recall_seen"] < 1.0, "the third stops early"
 
@@ -93,6 +93,24 @@ def test_an_ensemble_notices_a_database_that_changed(
     FactDatabase.create(url, people(20, seed=2), replace=True).close()
     with pytest.raises(ConfigError, match="has changed since the ensemble"):
         EnsembleRun(own, tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_names_its_member(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    wild = dataclasses.replace(configs[1], lr=1e30)
+    with pytest.raises(ITLError, match=r"The loss of member 1 is (nan|inf) at step \d"):
+        EnsembleRun([configs[0], wild], tmp_path / "run").train()
+
+
+def test_a_member_is_asked_but_not_trained_on(configs: list[MemoryConfig], tmp_path: Path) -> None:
+    short = [dataclasses.replace(config, n_steps=2) for config in configs[:2]]
+    EnsembleRun(short, tmp_path / "run").train()
+    member = tmp_path / "run" / "member-0"
+    before = weights(member)
+    with pytest.raises(ConfigError, match="was trained in an ensemble"):
+        MemoryRun(short[0], member)
+    assert all(torch.equal(a, b) for a, b in zip(weights(member), before, strict=True))
 
 
 def test_members_that_do_not_fit_together_are_refused(

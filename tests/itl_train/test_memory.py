@@ -200,11 +200,22 @@ def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
     for name in ("training.pt", "model.safetensors"):
         content = (last / name).read_bytes()
         (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.warns(UserWarning, match="An earlier checkpoint is used"):
+        with pytest.warns(UserWarning, match="an earlier checkpoint is used"):
             run = MemoryRun(config, tmp_path)
         assert run.step == 20
         run.train()
         assert same(weights(tmp_path), expected)
+
+
+def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
+    config = tiny(world, n_steps=10)
+    train_memory(config, tmp_path / "whole")
+    train_memory(config, tmp_path / "broken")
+    (only,) = checkpoints(tmp_path / "broken" / "checkpoints")
+    (only / "model.safetensors").write_bytes(b"cut off")
+    with pytest.warns(UserWarning, match="Cannot load a model"):
+        train_memory(config, tmp_path / "broken")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
 def test_seeds_drive_initialisation_and_data(world: str, tmp_path: Path) -> None:
@@ -299,6 +310,12 @@ def test_bad_configurations_fail_before_any_work(world: str, tmp_path: Path) -> 
         "lr is -1": {"lr": -1.0},
         "shorter than": {"max_length": 64},
         "horizon is 5, fewer than the 30 steps": {"horizon": 5},
+        "optimizer is 'sgd'; choose among muon, adamw": {"optimizer": "sgd"},
+        "n_people is 10.0; it must be of type int": {"n_people": 10.0},
+        "n_layers is True": {"n_layers": True},
+        "zero_residual is 'maybe'; it must be of type bool": {"zero_residual": "maybe"},
+        "d_hidden is 'x'; it must be of type int or null": {"d_hidden": "x"},
+        "knows in-weight dialogues only": {"tokenizer": "used-bytes"},
         "but n_unseen is 0": {"stop_at": 0.5, "stop_on": "unseen", "n_unseen": 0},
     }
     for said, changes in bad.items():

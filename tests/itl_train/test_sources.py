@@ -100,6 +100,24 @@ def test_a_file_of_messages_trains_what_the_assistant_says(world: str, tmp_path:
     assert torch.equal(dialogues.trained, expert.trained)
 
 
+def test_a_chat_ends_its_turns_and_only_calls_are_handed_over(world: str, tmp_path: Path) -> None:
+    turns = [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+        ("database", "e"),
+    ]
+    messages = [
+        {"role": role, "content": content} for role, content in [*turns, ("assistant", "f")]
+    ]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    (dialogues,) = read(world, str(tmp_path / "chat.jsonl"))
+    assert texts(dialogues) == [
+        "<|user|>a<|assistant|>b<|eod|><|user|>c<|assistant|>d<|database|>e<|assistant|>f<|eod|>"
+    ]
+
+
 @given(text=st.text(max_size=200), max_length=st.integers(2, 40))
 def test_long_text_is_cut_so_that_every_token_is_predicted_once(text: str, max_length: int) -> None:
     pieces = list(text_pieces(text, TOKENIZER, max_length))
@@ -122,6 +140,8 @@ def test_bad_sources_are_named(world: str, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             read(world, name)
+    with pytest.raises(ConfigError, match="There is no source 'intool': it is neither in-tool"):
+        read(world, "intool")
     with pytest.raises(ConfigError, match="max_length is 40, shorter than the longest dialogue"):
         read(world, "in-tool", max_length=40)
 

@@ -1,6 +1,10 @@
 """Sweeps with submitit's real local executor."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import pytest
 
 from benchmarks.cells import train_cell
 from itl_env.errors import ConfigError
-from itl_train.sweep import Cell, Launcher, State, grid, sweep
+from itl_train.sweep import Cell, Launcher, State, at_work, grid, state, sweep
 
 MODEL = {
     "mode": "in-weight", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4,
@@ -74,7 +78,48 @@ def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_row_is_json(tmp_path: Path) -> None:
-    row = train_cell(cell("one").settings, tmp_path / "one")
+    learns = {"n_steps": 300, "lr": 8e-3, "d_model": 16}
+    row = train_cell(cell("one", **learns).settings, tmp_path / "one")
     assert json.loads(json.dumps(row)) == row
-    assert row["exposures"] == 1.0
-    assert row["bits_per_parameter"] == pytest.approx(16 * row["bits_per_fact"] / row["parameters"])
+    assert row["exposures"] == 75.0
+    assert row["lr"] == 8e-3, "a row tells its settings"
+    known = row["seen_recall"] * 16 * row["bits_per_fact"]
+    assert row["bits_per_parameter"] == pytest.approx(known / row["parameters"])
+    assert row["seen_recall"] > 0, "else nothing would be tested here"
+
+
+def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) -> None:
+    """And one that is killed leaves a job, for which the next sweep waits."""
+    axes = [f"database={world}", "n_people=20", "n_unseen=0", "mode=in-weight", "d_model=8"]
+    axes += ["n_heads=2", "n_layers=1", "batch_size=4", "n_steps=2000", "n_evaluate=2"]
+    for number, name in ((signal.SIGTERM, "ended"), (signal.SIGKILL, "killed")):
+        out = tmp_path / name
+        command = [sys.executable, "-m", "benchmarks.cli", "sweep", "memory", *axes, "--out", out]
+        running = subprocess.Popen(command, stderr=subprocess.PIPE)
+        metrics = out / "run" / "metrics.jsonl"
+        while not metrics.exists():
+            assert running.poll() is None
+            time.sleep(0.05)
+        assert at_work(out / "run")
+        running.send_signal(number)
+        running.wait(timeout=30)
+        if number == signal.SIGTERM:
+            assert running.returncode == 128 + number
+            for _ in range(100):
+                if not at_work(out / "run"):
+                    break
+                time.sleep(0.1)
+            assert not at_work(out / "run")
+            assert state(out / "run") == "waiting"
+        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert again.returncode == 0, again.stderr
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        assert steps == sorted(steps), "nobody else has written there"
+        assert steps[-1] == 2000
+
+
+def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / ".seconds").write_text("1000.0\n")
+    (row,) = sweep([cell("one")], train_cell, tmp_path, Launcher("here"))
+    assert 1000 < row["seconds"] < 1060

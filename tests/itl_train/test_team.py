@@ -14,7 +14,7 @@ from itl_train.checkpoint import checkpoints
 SETTINGS = (
     "--n-people 40 --n-unseen 10 --d-model 16 --n-layers 2 --n-heads 2 --d-hidden 32 "
     "--batch-size 8 --n-steps 12 --log-every 4 --n-threads 1 --n-evaluate 5 --checkpoint-every 6 "
-    "--clip 0.5 --sources in-tool biographies"
+    "--clip 0.5 --sources in-tool biographies --trackers tensorboard --probe-every 6"
 )
 
 
