@@ -105,7 +105,7 @@ def race_members(
     optimizers = [make_optimizers(model, config) for model in singles]
     ensemble = NanoLlama(shape, list(range(n_members))).to(device)
     together = make_optimizers(ensemble, config)
-    by_member = [torch.full((n_members,), rate, device=device) for rate in rates]
+    member_rates = [torch.full((n_members,), rate, device=device) for rate in rates]
     n_steps = max(1, sizes.n_steps // n_members)
     done = {"alone": 0, "together": 0}
     losses: dict[str, list[list[float]]] = {"alone": [], "together": []}
@@ -115,19 +115,18 @@ def race_members(
         return range(done[side] - n_steps, done[side])
 
     def train_alone() -> int:
-        for step in steps("alone"):
-            losses["alone"].append(
-                [
-                    train_step(model, own, rates, plan.batch(step)).loss
-                    for model, own, plan in zip(singles, optimizers, plans, strict=True)
-                ]
-            )
+        places = steps("alone")
+        by_member = [  # one after the other, so that a member's weights stay near the processor
+            [train_step(model, own, rates, plan.batch(place)).loss for place in places]
+            for model, own, plan in zip(singles, optimizers, plans, strict=True)
+        ]
+        losses["alone"] += [list(step) for step in zip(*by_member, strict=True)]
         return n_steps * n_members
 
     def train_together() -> int:
         for step in steps("together"):
             batch = stacked([plan.batch(step) for plan in plans])
-            found = ensemble_step(ensemble, together, by_member, batch)
+            found = ensemble_step(ensemble, together, member_rates, batch)
             losses["together"].append(found.tolist())
         return n_steps * n_members
 

@@ -152,9 +152,9 @@ def report(results: dict[str, Any]) -> str:
     """`throughput.md`: the machine, the ratios, then the figures that stand alone."""
     on = results["machine"]
     ratios = "\n".join(
-        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | "
+        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | {_target(row)} | "
         f"{with_spread(row, 'per_s')} | {with_spread(row, 'against_per_s')} {row['unit']} | "
-        f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']} |"
+        f"{_equality(row)} |"
         for row in results["comparisons"]
     )
     absolutes = "\n".join(
@@ -170,11 +170,21 @@ Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}
 Figures are medians [lowest, highest] of the rounds. A ratio above 1 means that the library is
 faster.
 
-| library | instead | ratio | library | instead | shown to be equal |
-|---|---|---:|---:|---:|---|
+| library | instead | ratio | target | library | instead | shown to be equal |
+|---|---|---:|---:|---:|---:|---|
 {ratios}
 
 | alone | median [lowest, highest] | target |
 |---|---:|---|
 {absolutes}
 """
+
+
+def _target(row: dict[str, Any]) -> str:
+    return "-" if row["target"] is None else f"{row['target']:g}"
+
+
+def _equality(row: dict[str, Any]) -> str:
+    if not row["checked"]:
+        return "-"
+    return f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']}"

@@ -47,11 +47,19 @@ def spread(values: list[float], key: str) -> dict[str, float]:
 
 
 def compare(
-    rates: Rates, what: str, against: str, unit: str, *, equal: bool, checked: str
+    rates: Rates,
+    what: str,
+    against: str,
+    unit: str,
+    *,
+    equal: bool,
+    checked: str,
+    target: float | None = None,
 ) -> dict[str, Any]:
     """One line of a table: the rates of two sides, and their ratio within each round.
 
     equal: whether both sides were shown to produce the same; `checked` says what was compared.
+    target: what the ratio is meant to be at least, if anything was set.
     """
     ratios = [a / b for a, b in zip(rates[what], rates[against], strict=True)]
     return {
@@ -63,6 +71,7 @@ def compare(
         **spread(rates[against], "against_per_s"),
         "equal": equal,
         "checked": checked,
+        "target": target,
     }
 
 
