@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,40 @@ LOST_S = 60.0  # files of a job may be seen that long after its end: the nodes' 
 class Processes:
     """Jobs that are processes of this machine; a sweep that ends takes them along."""
 
-    def __init__(self, logs: Path, settings: Mapping[str, Any]) -> None:
-        """Settings are submitit's."""
+    def __init__(
+        self, logs: Path, settings: Mapping[str, Any], gpus: Sequence[int] = (), share: int = 0
+    ) -> None:
+        """Settings are submitit's. gpus: of this machine, of which each job gets `share`.
+
+        Only submitit's own local executor, and not its automatic one, can be told which.
+        """
         import submitit
 
-        self._executor = submitit.AutoExecutor(logs, cluster="local")
+        self._executor = submitit.LocalExecutor(logs)
         self._executor.update_parameters(**settings)
+        self._free = list(gpus)
+        self._share = share
+        self._taken: dict[str, list[int]] = {}
 
     def find(self, folder: Path) -> Any:
         """None: what outlived a sweep that was killed is waited for by its successor."""
         return None
 
     def submit(self, work: Any, folder: Path) -> Any:
-        """Start a job."""
-        return self._executor.submit(work)
+        """Start a job, on GPUs that no other job has."""
+        taken, self._free = self._free[: self._share], self._free[self._share :]
+        if taken:
+            self._executor.update_parameters(visible_gpus=taken)
+        job = self._executor.submit(work)
+        self._taken[job.job_id] = taken
+        return job
 
     def over(self, job: Any, has_result: bool) -> bool:
         """Whether the job has ended, with a result or without."""
-        return bool(job.done())
+        if not job.done():
+            return False
+        self._free += self._taken.pop(job.job_id, [])
+        return True
 
     def leave(self, job: Any) -> None:
         """Stop the job."""

@@ -243,14 +243,19 @@ def _end_on_request() -> Any:
 
 def _jobs(launcher: Launcher, logs: Path, most: int) -> tuple[Processes | SlurmQueue, int]:
     """Where jobs are executed, and how many at a time."""
-    settings: dict[str, Any] = {
-        "timeout_min": launcher.minutes,
-        "gpus_per_node": launcher.gpus,
-        "cpus_per_task": launcher.threads,
-    }
+    settings: dict[str, Any] = {"timeout_min": launcher.minutes, "gpus_per_node": launcher.gpus}
     if launcher.launcher == "local":
-        return Processes(logs, settings), launcher.workers or len(os.sched_getaffinity(0))
-    settings["mem_gb"] = launcher.memory_gb
+        at_a_time = launcher.workers or len(os.sched_getaffinity(0))
+        if not launcher.gpus:
+            return Processes(logs, settings), at_a_time
+        import torch
+
+        here = torch.cuda.device_count()
+        if launcher.gpus > here:
+            raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {here}.")
+        jobs = Processes(logs, settings, range(here), launcher.gpus)
+        return jobs, min(at_a_time, here // launcher.gpus)
+    settings |= {"cpus_per_task": launcher.threads, "mem_gb": launcher.memory_gb}
     if launcher.partition:
         settings["slurm_partition"] = launcher.partition
     return SlurmQueue(logs, settings), launcher.workers or most

@@ -1,17 +1,20 @@
 """Sweeps with submitit's real local executor."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.cells import train_cell
 from itl_env.errors import ConfigError
+from itl_train.jobs import Processes
 from itl_train.sweep import Cell, Launcher, State, at_work, grid, state, sweep
 
 MODEL = {
@@ -123,3 +126,14 @@ def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
     (tmp_path / "one" / ".seconds").write_text("1000.0\n")
     (row,) = sweep([cell("one")], train_cell, tmp_path, Launcher("here"))
     assert 1000 < row["seconds"] < 1060
+
+
+def test_jobs_side_by_side_have_gpus_of_their_own(tmp_path: Path) -> None:
+    """No GPU is needed to see which ones a job is shown."""
+    jobs = Processes(tmp_path, {"timeout_min": 1, "gpus_per_node": 1}, gpus=[4, 5], share=1)
+    shown = [jobs.submit(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), tmp_path) for _ in range(2)]
+    assert [job.result() for job in shown] == ["4", "5"]
+    assert jobs.over(shown[1], has_result=True)
+    assert jobs.submit(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), tmp_path).result() == "5"
+    with pytest.raises(ConfigError, match="gpus is 1000, but this machine has"):
+        sweep([cell("one")], train_cell, tmp_path, Launcher(gpus=1000))
