@@ -138,4 +138,5 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     if config.mode == "in-weight":
         known = entropy.bits_per_fact * n_facts * row["seen_recall"]
         row["bits_per_parameter"] = known / row["parameters"]
-    return {**row, **settings["model"]}
+    # What is None would come back from a table as nothing.
+    return row | {name: value for name, value in settings["model"].items() if value is not None}
