@@ -100,8 +100,8 @@ class GenerateAgent:
 class LoopAgent(GenerateAgent):
     """Plays with the loop that a user would write first.
 
-    It has a key-value cache and looks at every lane after every token, but lanes that have ended
-    stay in the batch, and all are decoded up to 257 tokens.
+    It has a key-value cache, takes the token of every lane in turn, keeps lanes that have ended in
+    the batch, and decodes all of them up to 257 tokens.
     """
 
     name = "loop"
@@ -109,11 +109,9 @@ class LoopAgent(GenerateAgent):
     @torch.inference_mode()
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `itl_agents.agent.Agent.respond`."""
-        marks = self.tokenizer
         ids, mask = self._padded(conversations)
         width = ids.shape[1]
         rows: list[list[int]] = [[] for _ in conversations]
-        ended = [False] * len(rows)
         cache = None
         new = ids
         while width + len(rows[0]) < max(PADDED, width + 1):
@@ -124,11 +122,8 @@ class LoopAgent(GenerateAgent):
             cache = out.past_key_values
             new = out.logits[:, -1].argmax(-1, keepdim=True)
             mask = torch.cat([mask, torch.ones_like(new)], dim=1)
-            for lane in range(len(rows)):
-                token = int(new[lane])
-                rows[lane].append(token)
-                if token in (marks.database_id, marks.end_id):
-                    ended[lane] = True
+            for lane, row in enumerate(rows):
+                row.append(int(new[lane]))
         return [self._completion(row[: self.max_new_tokens]) for row in rows]
 
 
