@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from benchmarks.cells import ASKED, World, make_cell, steps_for
+from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import (
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
@@ -78,9 +78,7 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
             mode=mode, d_model=width, n_steps=steps_for(sizes.exposures, n, batch_size)
         )
         name = f"{mode}-{n}-people-d-{width}"
-        return [
-            make_cell(f"{name}-seed-{seed}", World(n, seed), model) for seed in range(sizes.n_seeds)
-        ]
+        return seed_cells(name, (World(n, seed) for seed in range(sizes.n_seeds)), model)
 
     groups = [Group("in-tool", n) for n in reversed(sizes.in_tool)]  # the longest runs first
     groups += [Group("in-weight", n) for n in reversed(sizes.in_weight)]

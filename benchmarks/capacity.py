@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from benchmarks.cells import ASKED, World, make_cell, steps_for
+from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import BITS_PER_PARAMETER, BOUNDS_IN_WEIGHT, RECALL, parameters_needed
 from benchmarks.studies import Study, StudyConfig
 from benchmarks.study_report import finish, minimum, number, spread, table
@@ -69,9 +69,7 @@ def capacity(config: CapacityConfig, say: Callable[[str], None] = print) -> dict
         n_steps = steps_for(sizes.searches[n].exposures, n, common["batch_size"])
         model = {**common, "d_model": width, "d_hidden": 3 * width, "n_steps": n_steps}
         name = f"{n}-people-d-{width}"
-        return [
-            make_cell(f"{name}-seed-{seed}", World(n, seed), model) for seed in range(sizes.n_seeds)
-        ]
+        return seed_cells(name, (World(n, seed) for seed in range(sizes.n_seeds)), model)
 
     found = []
     for n in sizes.searches:  # the small ones first, whose results come soon

@@ -77,6 +77,11 @@ def make_cell(name: str, world: World, model: Mapping[str, Any]) -> Cell:
     return Cell(f"{name}-{digest}", settings)
 
 
+def seed_cells(name: str, worlds: Iterable[World], model: Mapping[str, Any]) -> list[Cell]:
+    """The cells of one model on worlds that differ in their seed."""
+    return [make_cell(f"{name}-seed-{world.seed}", world, model) for world in worlds]
+
+
 def open_run(settings: Mapping[str, Any], folder: Path) -> "MemoryRun":
     """The training run of a cell, begun or to be continued."""
     from itl_train.memory import MemoryRun

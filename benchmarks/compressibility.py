@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from benchmarks.cells import ASKED, World, make_cell, steps_for
+from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import COMPRESSIBILITY, RECALL
 from benchmarks.studies import WIDTHS, Study, StudyConfig
 from benchmarks.study_report import finish, minimum, number, spread, table
@@ -77,10 +77,7 @@ def compressibility(
         n_steps = steps_for(sizes.exposures, group.n_people, batch_size)
         model = study.settings(mode="in-weight", d_model=width, n_steps=n_steps)
         name = f"{group.n_people}-people-correlation-{group.correlation:g}-d-{width}"
-        return [
-            make_cell(f"{name}-seed-{seed}", world(group, seed), model)
-            for seed in range(sizes.n_seeds)
-        ]
+        return seed_cells(name, (world(group, seed) for seed in range(sizes.n_seeds)), model)
 
     groups = [Group(n, c) for n in reversed(sizes.n_people) for c in sizes.correlations]
     widths = study.search(groups, sizes.widths, cells)

@@ -6,7 +6,6 @@ An ensemble's weights carry a leading member axis. The members of each race have
 batches and rates on both sides, and their losses are shown to be equal.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import machine
-from benchmarks.study_report import table
+from benchmarks.study_report import publish, results_folder, table
 from benchmarks.timing import compare, race, say, with_spread
 from itl_env import FactDatabase, people
-from itl_env.errors import ITLError
-from itl_env.files import write_text
 
 
 class Sizes(NamedTuple):
@@ -54,10 +51,7 @@ def ensembles(config: EnsemblesConfig, show: Callable[[str], None] = print) -> d
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     sizes = PRESETS[config.preset]
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ITLError(f"Cannot write to {config.out}: {error.strerror}.") from None
+    out = results_folder(config.out)
     with tempfile.TemporaryDirectory(prefix="itl-ensembles-") as folder:
         file = Path(folder) / "people.db"
         FactDatabase.create(file, people(256, seed=0)).close()
@@ -74,9 +68,7 @@ def ensembles(config: EnsemblesConfig, show: Callable[[str], None] = print) -> d
         "rows": rows,
         "machine": machine(),
     }
-    write_text(config.out / "ensembles.json", json.dumps(results, indent=1) + "\n")
-    write_text(config.out / "ensembles.md", report(results))
-    show(report(results))
+    publish(out, "ensembles", results, report(results), show)
     return results
 
 

@@ -6,7 +6,6 @@ Times steps of one model on worlds of growing size, taking turns, and weighs wha
 dialogues in memory, and the state that is saved for resuming.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,11 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import machine
-from benchmarks.study_report import table
+from benchmarks.study_report import publish, results_folder, table
 from benchmarks.timing import race, say, spread, with_spread
 from itl_env import FactDatabase, people
-from itl_env.errors import ITLError
-from itl_env.files import write_text
 
 
 class Sizes(NamedTuple):
@@ -56,10 +53,7 @@ def scaling(config: ScalingConfig, show: Callable[[str], None] = print) -> dict[
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     sizes = PRESETS[config.preset]
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ITLError(f"Cannot write to {config.out}: {error.strerror}.") from None
+    out = results_folder(config.out)
     rows: list[dict[str, Any]] = []
     sides: dict[str, Callable[[], int]] = {}
     with tempfile.TemporaryDirectory(prefix="itl-scaling-") as folder:
@@ -100,9 +94,7 @@ def scaling(config: ScalingConfig, show: Callable[[str], None] = print) -> dict[
         "rows": rows,
         "machine": machine(),
     }
-    write_text(config.out / "scaling.json", json.dumps(results, indent=1) + "\n")
-    write_text(config.out / "scaling.md", report(results))
-    show(report(results))
+    publish(out, "scaling", results, report(results), show)
     return results
 
 

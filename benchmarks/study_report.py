@@ -2,17 +2,37 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.machine import machine
 from benchmarks.statistics import interval
+from itl_env.errors import ITLError
 from itl_env.files import write_text
 from itl_train.sweep import Row
 
 if TYPE_CHECKING:
     from benchmarks.studies import Study
+
+
+def results_folder(out: Path) -> Path:
+    """The folder, made if it is not there; raises ITLError if that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ITLError(f"Cannot write to {out}: {error.strerror}.") from None
+    return out
+
+
+def publish(
+    out: Path, name: str, results: Mapping[str, Any], text: str, show: Callable[[str], None]
+) -> None:
+    """Write `<name>.json` and `<name>.md`, and show the second."""
+    write_text(out / f"{name}.json", json.dumps(results, indent=1) + "\n")
+    write_text(out / f"{name}.md", text)
+    show(text)
 
 
 def number(value: float | None, otherwise: str = "-") -> str:

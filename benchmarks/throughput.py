@@ -7,7 +7,6 @@ rounds with its lowest and highest; the sides of a comparison take turns in one 
 are shown to produce the same. Ratios above 1 mean that the library is the faster side.
 """
 
-import json
 import sqlite3
 import tempfile
 import time
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.machine import machine
+from benchmarks.study_report import publish, results_folder
 from benchmarks.timing import say, with_spread
 from itl_env import FactDatabase, people
-from itl_env.errors import ITLError
-from itl_env.files import write_text
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 
     sizes = SIZES[config.preset]
     began = time.perf_counter()
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ITLError(f"Cannot write to {config.out}: {error.strerror}.") from None
+    out = results_folder(config.out)
     with tempfile.TemporaryDirectory(prefix="itl-throughput-") as temporary:
         folder = Path(temporary)
         path = folder / "people.db"
@@ -141,10 +136,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
         },
         "seconds": round(time.perf_counter() - began, 1),
     }
-    write_text(config.out / "throughput.json", json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    write_text(config.out / "throughput.md", text)
-    show(text)
+    publish(out, "throughput", results, report(results), show)
     return results
 
 
