@@ -48,6 +48,9 @@ def ensembles(config: EnsemblesConfig, show: Callable[[str], None] = print) -> d
     """Measure, write the two files, and return what the first holds."""
     import torch
 
+    from itl_train.team import check_device
+
+    check_device(config.device)
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     sizes = PRESETS[config.preset]

@@ -15,6 +15,7 @@ from benchmarks.board import Board
 from benchmarks.cells import train_cell
 from benchmarks.reference import RECALL
 from benchmarks.rows import RUNS, read_rows, write_rows
+from benchmarks.study_report import results_folder
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
@@ -66,7 +67,11 @@ class Study(Generic[Group]):
         self.config = config
         if config.out.exists() and not config.out.is_dir():
             raise ConfigError(f"{config.out} is a file; name a folder for the study.")
-        config.out.mkdir(parents=True, exist_ok=True)
+        if config.device != "cpu" and config.launcher != "slurm":  # whose nodes may have others
+            from itl_train.team import check_device
+
+            check_device(config.device)
+        results_folder(config.out)
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
         self._here: dict[str, None] = {}  # the cells that are run in `config.out`, in order

@@ -43,7 +43,7 @@ from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
 from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
 from itl_train.step import learning_rates, make_optimizers, train_step
-from itl_train.team import Team
+from itl_train.team import Team, check_device
 from itl_train.watch import Watch
 from itl_train.watch_config import WatchConfig
 
@@ -125,14 +125,9 @@ class MemoryRun:
         """
         self.config = config
         self.watch_config = watch
-        try:
-            self.team = Team.join(config.device)
-            self.device = self.team.device or config.device
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # an unknown one, or one that is not here
-            raise ConfigError(
-                f"Cannot train on device {config.device!r}: {str(error).splitlines()[0]}."
-            ) from None
+        check_device(config.device)
+        self.team = Team.join(config.device)
+        self.device = self.team.device or config.device
         self.tasks = Tasks.open(config)
         self.tokenizer = self.tasks.tokenizer()
         self._settings = recorded(config, self.tasks)

@@ -14,6 +14,16 @@ from torch import Tensor, nn
 from itl_env.errors import ConfigError
 
 
+def check_device(device: str) -> None:
+    """Raise ConfigError for a device that torch does not know or that is not here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"Cannot train on device {device!r}: {str(error).splitlines()[0]}."
+        ) from None
+
+
 @dataclass(frozen=True)
 class Team:
     """A process among n; alone by default."""

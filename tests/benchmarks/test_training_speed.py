@@ -35,6 +35,14 @@ def test_the_saved_state_does_not_grow_with_people(run, tmp_path: Path) -> None:
     assert few["ratio"] == 1.0
 
 
+@pytest.mark.parametrize("study", ["ensembles", "bounds", "speedrun"])
+def test_a_device_that_is_not_here_is_one_sentence(run, tmp_path: Path, study: str) -> None:
+    out = tmp_path / "out"
+    status, _, said = run("bench", "run", study, "--device", "tpu", "--out", out)
+    assert (status, said.splitlines()[-1][:35]) == (2, "itl: Cannot train on device 'tpu': ")
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("study", ["ensembles", "scaling"])
 def test_a_place_that_cannot_be_written_is_one_sentence(run, tmp_path: Path, study: str) -> None:
     (tmp_path / "file").write_text("")
