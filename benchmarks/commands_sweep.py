@@ -1,6 +1,8 @@
 """Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -26,9 +28,12 @@ from itl_train.sweep import (
     State,
     at_work,
     grid,
+    read_row,
     state,
     sweep,
 )
+
+ENSEMBLE = "ensemble-of-"  # with which the names of their folders begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,14 @@ class SweepMemory(Launcher):
     out: Path  # folder of the sweep
     recipe: RecipeName = "quickstart"  # settings to begin with
     base: str = ""  # YAML file of the settings that all runs share
+    ensemble: int = 0  # runs of one shape that train as one model, 1 for none
+    """By default several where that is faster: on a GPU, and at batches of up to 8 on a CPU."""
     retry: bool = False  # run again what failed
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ensemble < 0:
+            raise ConfigError(f"ensemble is {self.ensemble}; it must not be negative.")
 
 
 @dataclass(frozen=True)
@@ -125,13 +137,70 @@ def check_begun(cells: Sequence[Cell], out: Path) -> None:
             has_begun(out / cell.name, {**settings, "database": url})
 
 
+def ensembles(cells: Sequence[Cell], config: SweepMemory) -> list[Cell]:
+    """The same runs, those joined in one cell that train fastest as one model; see `train_cell`.
+
+    With several jobs at a time, ensembles are made small enough that all have work.
+    """
+    from itl_train.ensemble import fastest_size, may_join
+
+    alike: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        settings = MemoryConfig(**cell.settings)
+        size = config.ensemble or fastest_size(settings)
+        alone = size == 1 or (config.out / cell.name).exists()  # as it may have begun
+        alike.setdefault(cell.name if alone else (size, may_join(settings)), []).append(cell)
+    joined = []
+    for key, own in alike.items():
+        if isinstance(key, str):
+            joined += own
+            continue
+        size = key[0]
+        if config.at_a_time:
+            size = min(size, math.ceil(len(own) / config.at_a_time))
+        joined += [_joined(own[first : first + size]) for first in range(0, len(own), size)]
+    return joined
+
+
+def _joined(cells: Sequence[Cell]) -> Cell:
+    if len(cells) == 1:
+        return cells[0]
+    members = [{"name": cell.name, "settings": dict(cell.settings)} for cell in cells]
+    digest = hashlib.blake2b(json.dumps(members).encode(), digest_size=4).hexdigest()
+    return Cell(f"{ENSEMBLE}{len(cells)}-{digest}", {"members": members})
+
+
+def finished_members(out: Path) -> dict[str, Row]:
+    """The rows of runs that were members of ensembles, by their cell."""
+    done = [read_row(folder) for folder in out.glob(f"{ENSEMBLE}*") if state(folder) == "done"]
+    return {row["cell"]: row for ensemble in done for row in ensemble["rows"]}
+
+
 def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train one run; its row is its settings and its last evaluation."""
+    """Train one run; its row is its settings and its last evaluation.
+
+    An ensemble's settings are its `members`, and its row holds their `rows`, which say in which
+    folder beside those of other cells each member is.
+    """
+    from itl_train.ensemble import EnsembleRun
     from itl_train.memory import MemoryRun
 
-    run = MemoryRun(MemoryConfig(**settings), folder)
-    last = run.train()
-    return {**settings, "parameters": run.model.config.n_parameters, **last}
+    if "members" not in settings:
+        run = MemoryRun(MemoryConfig(**settings), folder)
+        last = run.train()
+        return {**settings, "parameters": run.model.config.n_parameters, **last}
+    members = settings["members"]
+    together = EnsembleRun([MemoryConfig(**each["settings"]) for each in members], folder)
+    evaluations = together.train()
+    own = {"parameters": together.model.config.n_parameters}
+    return {
+        "rows": [
+            {"cell": m["name"], **m["settings"], **own, **last, "folder": f"{folder.name}/{place}"}
+            for m, last, place in zip(
+                members, evaluations, (member.path.name for member in together.members), strict=True
+            )
+        ]
+    }
 
 
 def run_sweep_memory(config: SweepMemory) -> None:
@@ -142,11 +211,17 @@ def run_sweep_memory(config: SweepMemory) -> None:
         raise ConfigError(f"{config.out} is a file; name a folder for the sweep.")
     config.out.mkdir(parents=True, exist_ok=True)
     check_begun(cells, config.out)
-    write_text(config.out / CELLS, json.dumps([cell.name for cell in cells], indent=1) + "\n")
+    done = finished_members(config.out)
+    left = ensembles([cell for cell in cells if cell.name not in done], config)
+    own = {done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done}
+    names = [*own, *(cell.name for cell in left)]
+    write_text(config.out / CELLS, json.dumps(names, indent=1) + "\n")
     with Board(config.out) as board:
-        rows = sweep(
-            cells, train_cell, config.out, config, retry=config.retry, on_change=board.show
+        ended = sweep(
+            left, train_cell, config.out, config, retry=config.retry, on_change=board.show
         )
+    done |= {row["cell"]: row for each in ended for row in each.get("rows", [each])}
+    rows = [done[cell.name] for cell in cells if cell.name in done]
     write_rows(config.out / RUNS, rows)
     print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / RUNS}")
     if len(rows) < len(cells):

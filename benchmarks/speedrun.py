@@ -2,11 +2,11 @@
 
     itl bench run speedrun --out runs/speedrun
 
-The fast recipe is timed as it runs, evaluations included, one run at a time on all cores. Of the
-published one the steps are counted, in this library's faster loop, whose steps are the same; its
-time is that number of steps at the measured time of a step in a loop that pads every row to 257
-tokens, which is how a user would write it first. Runs of the published recipe may be interrupted
-and continued like those of any study.
+The fast recipe is timed as it runs, evaluations included, one run at a time on all cores, and
+after it, in the same process, some steps of a loop that pads every row to 257 tokens, which is how
+a user would write it first. Of the published recipe the steps are counted, in this library's faster
+loop, whose steps are the same, on any machine; its time is that number of steps at the padded
+loop's time of a step. Its runs may be interrupted and continued like those of any study.
 """
 
 import statistics
@@ -15,18 +15,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from benchmarks.cells import World, make_cell, open_run
 from benchmarks.machine import cpu_name
 from benchmarks.reference import RECALL
 from benchmarks.studies import SHAPE, Study, StudyConfig
 from benchmarks.study_report import finish, number, table
-from benchmarks.timing import race, say, spread, with_spread
+from benchmarks.timing import race, spread, with_spread
 from itl_env.dialogue import Style
 from itl_env.recall import Mode
 from itl_train.memory_config import RECIPES
 from itl_train.sweep import Cell, Row
+
+if TYPE_CHECKING:
+    from itl_train.memory import MemoryRun
 
 
 class Goal(NamedTuple):
@@ -105,9 +108,11 @@ def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dic
                 for seed in range(preset.n_seeds)
             ]
             study.run(cells, launcher)
-    results = [summary(goal, list(study.rows.values()), preset) for goal in preset.goals]
+    rows = list(study.rows.values())
+    results = [summary(goal, rows, preset.n_seeds) for goal in preset.goals]
     sizes = {"n_seeds": preset.n_seeds, "target": preset.target}
-    result = {"sizes": sizes, "goals": results}
+    timed = sorted({f"{r['cpu']} with {r['threads']:.0f} threads" for r in rows if _is_timed(r)})
+    result = {"sizes": sizes, "timed_on": timed, "goals": results}
     model = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden")}
     return finish(study, result, report(result), show, model=model)
 
@@ -137,11 +142,17 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
     world = World(goal.n_people, seed, n_unseen=goal.n_unseen)
     name = f"{recipe}-{goal.name}".replace(",", "").replace(" ", "-")
     made = make_cell(f"{name}-seed-{seed}", world, model)
-    return Cell(made.name, {**made.settings, "labels": {"goal": goal.name, "recipe": recipe}})
+    own: dict[str, Any] = {"labels": {"goal": goal.name, "recipe": recipe}}
+    if recipe == "fast":
+        own["padded"] = {"n_steps": preset.timed_steps, "rounds": preset.rounds}
+    return Cell(made.name, {**made.settings, **own})
 
 
 def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train to the target; the row says after how many steps, and seconds, it was reached."""
+    """Train to the target; the row says after how many steps, and seconds, it was reached.
+
+    settings: of `cell`; with `padded`, steps of the padded loop are timed afterwards.
+    """
     run = open_run(settings, folder)
     config = run.config
     went_on = run.step > 0  # then the clock knows a part only
@@ -149,6 +160,7 @@ def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     last = run.train()
     seconds = time.perf_counter() - began
     recall = last[f"recall_{config.stop_on}"]
+    padded = {} if (loop := settings.get("padded")) is None else padded_ms(run, **loop)
     return {
         **settings["labels"],
         "seed": config.seed,
@@ -159,10 +171,11 @@ def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "train_seconds": None if went_on else round(seconds, 2),
         "cpu": cpu_name(),
         "threads": run.n_threads,
+        **padded,
     }
 
 
-def summary(goal: Goal, rows: list[Row], preset: Sizes) -> dict[str, Any]:
+def summary(goal: Goal, rows: list[Row], n_seeds: int) -> dict[str, Any]:
     """Both recipes' seeds, the padded loop's time of a step, and what follows."""
     own = [row for row in rows if row["goal"] == goal.name]
     fast, published = (
@@ -173,55 +186,46 @@ def summary(goal: Goal, rows: list[Row], preset: Sizes) -> dict[str, Any]:
         "parameters": own[0]["parameters"] if own else None,
         "fast_reached": sum(row["reached"] for row in fast),
         "fast_steps": [row["steps"] for row in fast],
-        "fast_seconds": [s for row in fast if (s := row.get("train_seconds")) is not None],
-        "timed_here": all(_machine(row) == (cpu_name(), _all_cores()) for row in fast),
+        "fast_seconds": [row["train_seconds"] for row in fast if _is_timed(row)],
         "published_reached": sum(row["reached"] for row in published),
         "published_steps": [row["steps"] for row in published],
     }
-    found |= padded_ms(goal, preset)
-    # A ratio is that of one machine, and of runs that all got there.
-    complete = len(found["fast_seconds"]) == found["fast_reached"] == preset.n_seeds
-    if complete and found["timed_here"] and len(published) == preset.n_seeds:
-        hours = [steps * found["padded_ms"] / 3.6e6 for steps in found["published_steps"]]
-        found["published_hours"] = statistics.median(hours)
-        found["ratio"] = 3600 * found["published_hours"] / statistics.median(found["fast_seconds"])
+    if fast:
+        found |= spread([row["padded_ms"] for row in fast], "padded_ms")
+    # A ratio is one of runs that all got there, undisturbed.
+    complete = len(found["fast_seconds"]) == found["fast_reached"] == n_seeds
+    if complete and len(published) == n_seeds:
+        n_steps = statistics.median(found["published_steps"])
+        found["published_hours"] = n_steps * found["padded_ms"] / 3.6e6
+        # Within a run both sides were timed on one machine; `padded_ms` is in milliseconds.
+        ratios = [n_steps * row["padded_ms"] / row["train_seconds"] / 1000 for row in fast]
+        found |= spread(ratios, "ratio")
     return found
 
 
-def _machine(row: Row) -> tuple[str, int]:
-    return row["cpu"], int(row["threads"])
+def _is_timed(row: Row) -> bool:
+    """Whether a run's seconds are known: those of an interrupted one are not."""
+    return row.get("train_seconds") is not None
 
 
-def padded_ms(goal: Goal, preset: Sizes) -> dict[str, float]:
-    """Milliseconds of a step of the padded loop at batch 128, and their spread."""
-    from benchmarks.throughput_model import load_llama, plain_step
-    from itl_agents.nanollama import ByteTokenizer, NanoLlama, save_model
-    from itl_env.database import FactDatabase
+def padded_ms(run: "MemoryRun", n_steps: int, rounds: int) -> dict[str, float]:
+    """Milliseconds of a step of the padded loop on a run's dialogues at batch 128, with spread."""
+    from benchmarks.throughput_training import load_llama, plain_step
+    from itl_agents.nanollama import save_model
     from itl_train.batches import BatchPlan
-    from itl_train.memory_config import MemoryConfig
-    from itl_train.sources import expert_dialogues
 
-    say(f"padded loop: {goal.name}")
-    n_people = min(goal.n_people, 1_024)
-    with tempfile.TemporaryDirectory(prefix="itl-speedrun-") as temporary:
-        folder = Path(temporary)
-        file = World(n_people, 0).build(folder)
-        config = MemoryConfig(
-            database=str(file), mode=goal.mode, style=goal.style, n_people=n_people, n_unseen=0,
-            d_model=goal.d_model, n_layers=2, n_heads=2, d_hidden=None, batch_size=128,
-        )  # fmt: skip
-        with FactDatabase(file) as database:
-            task = config.task(database, slice(0, n_people))
-            plan = BatchPlan(expert_dialogues(task, ByteTokenizer()), 128, 0)
-        save_model(NanoLlama(config.model_config()), folder / "model")
-        step = plain_step(load_llama(folder / "model").train(), plan, 1e-3)
+    plan = BatchPlan(run.plan.dialogues, RECIPES["published"]["batch_size"], run.config.seed)
+    with tempfile.TemporaryDirectory(prefix="itl-speedrun-") as folder:
+        save_model(run.model, Path(folder))
+        llama = load_llama(Path(folder)).train().to(run.config.device)
+    step = plain_step(llama, plan, RECIPES["published"]["lr"])
 
-    def run() -> int:
-        for place in range(preset.timed_steps):
+    def train() -> int:
+        for place in range(n_steps):
             step(place)
-        return preset.timed_steps
+        return n_steps
 
-    rates = race({"padded": run}, preset.rounds)
+    rates = race({"padded": train}, rounds)
     return spread([1000 / rate for rate in rates["padded"]], "padded_ms")
 
 
@@ -239,9 +243,9 @@ def report(result: Mapping[str, Any]) -> str:
                 f"{goal['fast_reached']} of {len(goal['fast_steps'])}",
                 _each(goal["published_steps"]),
                 f"{goal['published_reached']} of {len(goal['published_steps'])}",
-                with_spread(goal, "padded_ms"),
+                with_spread(goal, "padded_ms") if "padded_ms" in goal else "-",
                 "-" if ratio is None else f"{goal['published_hours']:.2f} h",
-                "-" if ratio is None else f"**{ratio:,.0f}**",
+                "-" if ratio is None else f"**{with_spread(goal, 'ratio')}**",
             )
         )
     head = (
@@ -252,11 +256,13 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, rows, left=1)}
 
-{result["sizes"]["n_seeds"]} seeds each. The fast recipe was timed alone on the machine, evaluations
-included. The published one's time is computed: its steps, counted in this library's loop, at the
-measured time of a step in a loop that pads every row to 257 tokens. Where it did not reach the
-recall, its steps are those at which it was given up, and the ratio is a lower bound; there is none
-where a fast run did not get there, was interrupted, or was timed on another machine than the loop.
+{result["sizes"]["n_seeds"]} seeds each. The fast recipe was timed alone on the machine
+({"; ".join(result["timed_on"]) or "not yet"}), evaluations included. The published one's time is
+computed: the median of its steps, counted in this library's loop, at the time of a step in a loop
+that pads every row to 257 tokens, measured right after each fast run in the same process; the
+ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
+steps are those at which it was given up, and the ratio is a lower bound; there is none where a fast
+run did not get there or was interrupted.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: one
 question each about up to 1,000 of them, at the evaluations, of which the first that shows the
 recall ends the run.

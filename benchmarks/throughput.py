@@ -62,7 +62,7 @@ SIZES = {
     "laptop": Sizes(
         rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
         n_bulk=1_000_000, bulk_rounds=2, many_lanes=1_024, model_steps=400, max_new_tokens=160,
-        n_dialogue_people=5_000, batch_size=128, train_steps=2, compiled=True,
+        n_dialogue_people=5_000, batch_size=128, train_steps=8, compiled=True,
     ),
 }  # fmt: skip
 
@@ -95,7 +95,8 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 
         import torch
 
-        from benchmarks import throughput_model as model
+        from benchmarks.throughput_rollouts import rollouts
+        from benchmarks.throughput_training import matmul_share, padding, training
 
         if config.n_threads:
             torch.set_num_threads(config.n_threads)
@@ -104,7 +105,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
             ("in-tool compact", sizes.many_lanes, ("generate", "loop")),
             ("in-weight", sizes.many_lanes, ("generate", "loop")),
         ):
-            comparisons += model.rollouts(
+            comparisons += rollouts(
                 path,
                 folder,
                 kind=kind,
@@ -119,10 +120,12 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
         what: dict[str, Any] = {
             "seed": seed, "n_people": sizes.n_dialogue_people, "batch_size": sizes.batch_size,
         }  # fmt: skip
-        absolutes += model.padding(path, **what)
-        steps = {"n_steps": sizes.train_steps, "rounds": rounds}
-        comparisons += model.training(path, folder, **what, **steps, compiled=sizes.compiled)
-        comparisons += model.matmul_share(path, **what, **steps)
+        absolutes += padding(path, **what)
+        steps: dict[str, Any] = {
+            "n_steps": sizes.train_steps, "rounds": rounds, "with_compiled": sizes.compiled,
+        }  # fmt: skip
+        comparisons += training(path, folder, **what, **steps)
+        comparisons += matmul_share(path, **what, **steps)
         torch_threads = torch.get_num_threads()
     results = {
         "preset": config.preset,

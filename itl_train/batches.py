@@ -38,6 +38,27 @@ class Batch(NamedTuple):
     n_tokens: int
     n_targets: int
 
+    def parts(self, n_tokens: int) -> "list[Batch]":
+        """The batch cut into as few parts as leave each about `n_tokens` tokens, at least a row.
+
+        A part's `n_tokens` and `n_targets` are those of the whole step.
+        """
+        rows, seq = self.input_ids.shape
+        n = min(rows, -(-rows * seq // n_tokens))
+        if n <= 1:
+            return [self]
+        edges = torch.arange(n + 1) * rows // n
+        places = edges.to(self.positions.device) * seq
+        starts = torch.searchsorted(self.positions, places).tolist()
+        return [
+            self._replace(
+                input_ids=self.input_ids[edges[i] : edges[i + 1]],
+                positions=self.positions[starts[i] : starts[i + 1]] - places[i],
+                targets=self.targets[starts[i] : starts[i + 1]],
+            )
+            for i in range(n)
+        ]
+
 
 @dataclass(frozen=True)
 class Dialogues:

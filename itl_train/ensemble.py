@@ -2,8 +2,7 @@
 
 Members differ in their seed, their world and their learning rates, and stop on their own. Each is
 trained as it would be alone: its batches are those of the single run of the same settings, and it
-ends with the same weights up to rounding. Many small members cost little more than one on a GPU, or
-at small batches; on a CPU, at batches of 32 and more, processes side by side are faster.
+ends with the same weights up to rounding.
 """
 
 import dataclasses
@@ -17,13 +16,20 @@ from itl_agents.nanollama import NanoLlama, NanoLlamaAgent
 from itl_env import streams
 from itl_env.errors import ConfigError, ITLError
 from itl_train.batches import BatchPlan, stacked
-from itl_train.checkpoint import keep_last, newest, save_checkpoint, save_model_and_tokenizer
+from itl_train.checkpoint import (
+    checkpoints,
+    keep_last,
+    newest,
+    save_checkpoint,
+    save_model_and_tokenizer,
+)
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory import OnMetrics, Tasks, check_finite, recorded
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
 from itl_train.sources import open_plan
-from itl_train.step import ensemble_step, learning_rates, make_optimizers
+from itl_train.step import check_compiler, compiled, ensemble_step, learning_rates, make_optimizers
+from itl_train.team import check_device
 
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
 """The settings in which members may differ."""
@@ -40,6 +46,8 @@ class EnsembleRun:
         """Open or begin it. Raises ConfigError for members that do not fit together."""
         self.configs = list(configs)
         self.config = _common(self.configs)
+        check_device(self.config.device)
+        check_compiler(self.config)
         self.tasks = [Tasks.open(config) for config in self.configs]
         self.tokenizer = self.tasks[0].tokenizer()
         self.plans = [
@@ -55,8 +63,8 @@ class EnsembleRun:
             seeds,
             zero_residual=self.config.zero_residual,
         ).to(self.config.device)
+        self._trained = compiled(self.model) if self.config.compile else self.model
         self.optimizers = make_optimizers(self.model, self.config)
-        self.n_steps = max(config.n_steps for config in self.configs)
         self.step = self._saved_step = 0
         self.n_threads = self.config.n_threads or min(4, torch.get_num_threads())
         digest = _digest(self.plans)
@@ -73,7 +81,9 @@ class EnsembleRun:
             for optimizer, saved in zip(self.optimizers, found["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         self._dialogues = digest
-        self.folder.forget_metrics_after(self.step)
+        for folder in (self.folder, *self.members):
+            folder.forget_metrics_after(self.step)
+        self._last = [folder.last_evaluation() for folder in self.members]
 
     def agent(self, index: int) -> NanoLlamaAgent:
         """A member as it is now, playing greedily."""
@@ -89,21 +99,38 @@ class EnsembleRun:
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self.n_threads)
         try:
-            while self.step < self.n_steps:
+            while not self.finished:
                 with deferred_interrupt() as interrupted:
-                    while self.step < self.n_steps and not interrupted():
+                    while not self.finished and not interrupted():
                         self._advance(on_metrics)
                     self._save()
             return [self._finish(index) for index in range(len(self.configs))]
         finally:
             torch.set_num_threads(threads_before)
 
+    @property
+    def finished(self) -> bool:
+        """Whether every member has ended."""
+        return all(self._end(index) is not None for index in range(len(self.configs)))
+
+    def _end(self, index: int) -> int | None:
+        """The step at which a member ended: its last one, or that of a recall that was enough."""
+        config, last = self.configs[index], self._last[index]
+        if last is not None and config.is_enough(last):
+            return int(last["step"])
+        return config.n_steps if self.step >= config.n_steps else None
+
     def _advance(self, on_metrics: OnMetrics | None) -> None:
         config = self.config
         batch = stacked([plan.batch(self.step) for plan in self.plans])
-        rates = torch.tensor([learning_rates(own, self.step) for own in self.configs]).T
+        rates = torch.tensor(
+            [
+                learning_rates(own, self.step) if self._end(index) is None else (0.0, 0.0)
+                for index, own in enumerate(self.configs)
+            ]
+        ).T
         losses = ensemble_step(
-            self.model,
+            self._trained,
             self.optimizers,
             list(rates.to(config.device)),
             batch,
@@ -118,10 +145,22 @@ class EnsembleRun:
                 f"The last checkpoint in {self.folder.checkpoints} is intact."
             )
         self.step += 1
-        if self.step % config.log_every == 0 or self.step == self.n_steps:
-            self.folder.log({"step": self.step, "losses": losses.tolist()}, on_metrics)
+        if self.step % config.evaluate_every == 0:
+            for index in range(len(self.configs)):
+                if self._end(index) is None:
+                    self._evaluate(index, self.step)
+        if self.step % config.log_every == 0 or self.finished:
+            row = {"step": self.step, "loss": float(losses.mean()), "losses": losses.tolist()}
+            self.folder.log(row, on_metrics)
         if self.step % config.checkpoint_every == 0:
             self._save()
+
+    def _evaluate(self, index: int, step: int) -> dict[str, Any]:
+        """Ask a member as it is after `step`."""
+        row = {"step": step, **self.tasks[index].ask(self.agent(index), self.config.n_evaluate)}
+        self.members[index].log(row)
+        self._last[index] = row
+        return row
 
     def _save(self) -> None:
         """Write a checkpoint of the whole ensemble unless this step has one."""
@@ -141,19 +180,19 @@ class EnsembleRun:
 
     def _finish(self, index: int) -> dict[str, Any]:
         """Write a member's folder, unless that is done; returns its evaluation."""
-        folder, config, tasks = self.members[index], self.configs[index], self.tasks[index]
-        if (last := folder.last_evaluation()) is not None:
-            return last
-        keep_last(folder.checkpoints, 0)
-        save_checkpoint(
-            folder.checkpoints,
-            config.n_steps,
-            None,
-            lambda path: save_model_and_tokenizer(self.model.member(index), self.tokenizer, path),
-        )
-        row = {"step": config.n_steps, **tasks.ask(self.agent(index), config.n_evaluate)}
-        folder.log(row)
-        return row
+        folder, end, last = self.members[index].checkpoints, self._end(index), self._last[index]
+        assert end is not None
+        if not checkpoints(folder):
+            keep_last(folder, 0)
+            save_checkpoint(
+                folder,
+                end,
+                None,
+                lambda path: save_model_and_tokenizer(
+                    self.model.member(index), self.tokenizer, path
+                ),
+            )
+        return last if last is not None and last["step"] == end else self._evaluate(index, end)
 
 
 def _digest(plans: Sequence[BatchPlan]) -> str:
@@ -176,6 +215,23 @@ def _common(configs: Sequence[MemoryConfig]) -> MemoryConfig:
                 )
     if configs[0].tokenizer == "used-bytes":
         raise ConfigError("used-bytes differ from world to world; give members another tokenizer.")
-    if configs[0].stop_at:
-        raise ConfigError("stop_at ends single runs only; give members their own n_steps.")
     return configs[0]
+
+
+def may_join(config: MemoryConfig) -> tuple[Any, ...]:
+    """Runs with equal keys may be members of one ensemble."""
+    shared = dataclasses.asdict(config)
+    return tuple(value for name, value in shared.items() if name not in OWN)
+
+
+def fastest_size(config: MemoryConfig) -> int:
+    """As how many members of one model runs like this one train fastest; 1 for alone.
+
+    On a CPU, one thread a job, as `itl bench run ensembles --n-threads 1` measures it: the larger
+    the batch, the less there is to gain from joining products.
+    """
+    if config.tokenizer == "used-bytes":  # whose vocabularies differ
+        return 1
+    if config.device != "cpu":
+        return 64
+    return 16 if config.batch_size <= 8 else 1

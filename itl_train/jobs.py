@@ -29,6 +29,7 @@ class Processes:
 
         self._executor = submitit.LocalExecutor(logs)
         self._executor.update_parameters(**settings)
+        self.most = len(gpus) // share if share else sys.maxsize  # jobs at a time
         self._free = list(gpus)
         self._share = share
         self._taken: dict[str, list[int]] = {}
@@ -65,6 +66,8 @@ class SlurmQueue:
     waited for without end; elsewhere submitit asks every ten minutes only, and takes a suspended
     job for one that is over.
     """
+
+    most = sys.maxsize  # jobs at a time
 
     def __init__(self, logs: Path, settings: Mapping[str, Any]) -> None:
         """Settings are submitit's. Raises ITLError where no Slurm answers."""

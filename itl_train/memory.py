@@ -42,7 +42,7 @@ from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
 from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
-from itl_train.step import learning_rates, make_optimizers, train_step
+from itl_train.step import check_compiler, compiled, learning_rates, make_optimizers, train_step
 from itl_train.team import Team, check_device
 from itl_train.watch import Watch
 from itl_train.watch_config import WatchConfig
@@ -126,6 +126,7 @@ class MemoryRun:
         self.config = config
         self.watch_config = watch
         check_device(config.device)
+        check_compiler(config)
         self.team = Team.join(config.device)
         self.device = self.team.device or config.device
         self.tasks = Tasks.open(config)
@@ -148,6 +149,7 @@ class MemoryRun:
         self._digest: str | None = None
         state = self._restore()
         self.model.to(self.device)
+        self._trained = compiled(self.model) if config.compile else self.model
         self.optimizers = make_optimizers(self.model, config)
         if state is not None:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -234,10 +236,7 @@ class MemoryRun:
     @property
     def finished(self) -> bool:
         """Whether all steps are taken, or the recall to stop at is reached."""
-        if self.step == self.config.n_steps:
-            return True
-        last, stop_at = self._last_evaluation, self.config.stop_at
-        return bool(stop_at and last and last[f"recall_{self.config.stop_on}"] >= stop_at)
+        return self.step == self.config.n_steps or self.config.is_enough(self._last_evaluation)
 
     def _advance(self, plan: BatchPlan, watch: Watch, on_metrics: OnMetrics | None) -> None:
         """One optimizer step, and what is due after it."""
@@ -246,8 +245,9 @@ class MemoryRun:
         began = watch.begin_step()
         batch = plan.batch(self.step)
         rates = learning_rates(config, self.step)
+        probe = watch.probe(self.step)
         stepped = train_step(
-            self.model,
+            self.model if probe is not None else self._trained,
             self.optimizers,
             rates,
             batch,
@@ -255,7 +255,7 @@ class MemoryRun:
             dtype=getattr(torch, config.dtype),
             team=self.team,
             measure=due,
-            probe=watch.probe(self.step),
+            probe=probe,
         )
         if not math.isfinite(stepped.loss):
             raise ITLError(

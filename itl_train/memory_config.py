@@ -85,6 +85,8 @@ class MemoryConfig:
     batch_size: int = 16  # dialogues a step
     pad_to: int = 0  # tokens of every row; 0 groups dialogues by length, and pads little
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
+    compile: bool = False  # join the model's passes by torch.compile, which needs a C++ compiler
+    """Takes some ten seconds before the first step; `itl bench run throughput` shows the gain."""
     n_steps: int = 2_000  # optimizer steps
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
     horizon: int = 0  # steps until it is 0, if not n_steps: for the beginning of a longer schedule
@@ -153,6 +155,12 @@ class MemoryConfig:
             rope_theta=self.rope_theta,
             max_length=self.max_length,
         )
+
+    def is_enough(self, evaluation: Mapping[str, Any] | None) -> bool:
+        """Whether an evaluation shows the recall at which training ends early."""
+        if not self.stop_at or evaluation is None:
+            return False
+        return bool(evaluation[f"recall_{self.stop_on}"] >= self.stop_at)
 
     def task(self, database: FactDatabase, keys: slice) -> RecallTask:
         """The task over a slice of the database in this run's mode and style."""

@@ -1,6 +1,8 @@
 """One optimizer step of a NanoLlama, or of an ensemble, on a batch of dialogues."""
 
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from itl_agents.nanollama import NanoLlama
 from itl_agents.nanollama.model import Block
 from itl_agents.render import IGNORED
+from itl_env.errors import ConfigError
 from itl_train.batches import Batch
 from itl_train.memory_config import MemoryConfig
 from itl_train.optim import (
@@ -25,8 +28,25 @@ from itl_train.team import Team
 from itl_train.watch import Probe
 
 ALONE = Team()
+NUMBERS_AT_ONCE = 7_000_000
+"""On a CPU, in the largest activation, that of the feed-forward: beyond 32 MB, glibc asks the
+system for the memory of each tensor anew."""
 BETAS = (0.9, 0.95)
 SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
+
+
+def check_compiler(config: MemoryConfig) -> None:
+    """Raise ConfigError if the model is to be compiled and there is no compiler."""
+    wanted = os.environ.get("CXX", "g++")
+    if config.compile and not any(shutil.which(name) for name in (wanted, "clang++")):
+        raise ConfigError(f"compile needs a C++ compiler, and there is no {wanted}; install one.")
+
+
+def compiled(model: NanoLlama) -> NanoLlama:
+    """The model with the same weights, whose passes `torch.compile` joins."""
+    # Batches differ in length, for each of which it would be compiled anew.
+    whole: NanoLlama = torch.compile(model, dynamic=True)  # type: ignore[assignment]
+    return whole
 
 
 def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.Optimizer]:
@@ -101,12 +121,15 @@ def train_step(
 
     The weights stay as they are if the loss is not finite.
     """
-    logits = _logits(model, batch, dtype, probe)
-    loss = F.cross_entropy(logits, batch.targets)
-    if team.n > 1:
-        loss = loss * (len(batch.targets) / batch.n_targets)  # a share of the mean over all
-    loss.backward()
-    value = team.add(model.parameters(), loss.item())
+    own = 0.0
+    # A probe is to see the whole batch.
+    for part in [batch] if probe is not None else batch.parts(_tokens_at_once(model, batch)):
+        logits = _logits(model, part, dtype, probe)
+        # A share of the mean over all parts, and over those of other processes.
+        loss = F.cross_entropy(logits, part.targets, reduction="sum") / batch.n_targets
+        loss.backward()
+        own += loss.item()
+    value = team.add(model.parameters(), own)
     norm = gradient_norms(model.parameters()) if clip or measure else None
     probed = None if probe is None else probe.row(model)
     if math.isfinite(value):
@@ -114,6 +137,16 @@ def train_step(
             clip_gradients(model.parameters(), norm, clip)
         _update(optimizers, rates)
     return Stepped(value, None if norm is None else float(norm), probed)
+
+
+def _tokens_at_once(model: NanoLlama, batch: Batch) -> int:
+    """How many tokens go through the model together: on a CPU as many as stay near it.
+
+    Larger tensors also lie where the system hands out memory anew for each.
+    """
+    if batch.input_ids.device.type != "cpu":
+        return batch.input_ids.numel()
+    return NUMBERS_AT_ONCE // (2 * model.config.hidden_width)
 
 
 def ensemble_step(

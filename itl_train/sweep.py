@@ -53,6 +53,13 @@ class Launcher:
     minutes: int = 24 * 60  # a job's time; it is saved and queued again when that is over
     memory_gb: int = 8  # a job's memory on Slurm
 
+    @property
+    def at_a_time(self) -> int:
+        """Jobs at a time; 0 for any number."""
+        if self.launcher == "here":
+            return 1
+        return self.workers or (len(os.sched_getaffinity(0)) if self.launcher == "local" else 0)
+
     def __post_init__(self) -> None:
         for name in ("threads", "minutes", "memory_gb"):
             if getattr(self, name) < 1:
@@ -116,6 +123,12 @@ def state(folder: Path) -> State:
     return "failed" if (folder / FAILURE).exists() else "waiting"
 
 
+def read_row(folder: Path) -> Row:
+    """The row of a cell that is done."""
+    row: Row = json.loads((folder / ROW).read_text(encoding="utf-8"))
+    return row
+
+
 def at_work(folder: Path) -> bool:
     """Whether a job is working on a cell, of whatever sweep."""
     if not (folder / LOCK).exists():
@@ -167,9 +180,9 @@ def sweep(
     on_change(states)
     if waiting:
         _run(waiting, work, out, launcher, states, on_change)
-    for cell in cells:
-        if cell.name not in rows and states[cell.name] == "done":
-            rows[cell.name] = json.loads((out / cell.name / ROW).read_text(encoding="utf-8"))
+    for name in names:
+        if name not in rows and states[name] == "done":
+            rows[name] = read_row(out / name)
     return [rows[name] for name in names if name in rows]
 
 
@@ -190,7 +203,8 @@ def _run(
             states[cell.name] = state(out / cell.name)
             on_change(states)
         return
-    jobs, at_a_time = _jobs(launcher, out / "jobs", len(waiting))
+    jobs = _jobs(launcher, out / "jobs")
+    at_a_time = min(launcher.at_a_time or len(waiting), jobs.most)
     running = {cell.name: job for cell in waiting if (job := jobs.find(out / cell.name))}
     states.update(dict.fromkeys(running, "running"))
     queue = [cell for cell in reversed(waiting) if cell.name not in running]
@@ -241,21 +255,19 @@ def _end_on_request() -> Any:
     return signal.signal(signal.SIGTERM, end)
 
 
-def _jobs(launcher: Launcher, logs: Path, most: int) -> tuple[Processes | SlurmQueue, int]:
-    """Where jobs are executed, and how many at a time."""
+def _jobs(launcher: Launcher, logs: Path) -> Processes | SlurmQueue:
+    """Where jobs are executed."""
     settings: dict[str, Any] = {"timeout_min": launcher.minutes, "gpus_per_node": launcher.gpus}
     if launcher.launcher == "local":
-        at_a_time = launcher.workers or len(os.sched_getaffinity(0))
         if not launcher.gpus:
-            return Processes(logs, settings), at_a_time
+            return Processes(logs, settings)
         import torch
 
         here = torch.cuda.device_count()
         if launcher.gpus > here:
             raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {here}.")
-        jobs = Processes(logs, settings, range(here), launcher.gpus)
-        return jobs, min(at_a_time, here // launcher.gpus)
+        return Processes(logs, settings, range(here), launcher.gpus)
     settings |= {"cpus_per_task": launcher.threads, "mem_gb": launcher.memory_gb}
     if launcher.partition:
         settings["slurm_partition"] = launcher.partition
-    return SlurmQueue(logs, settings), launcher.workers or most
+    return SlurmQueue(logs, settings)

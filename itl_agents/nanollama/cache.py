@@ -77,17 +77,21 @@ class Past(NamedTuple):
     """What one layer's attention sees of earlier tokens.
 
     keys, values: the cache of the layer. rows, places: where the new tokens go, (batch, 1) and
-    (batch, seq). mask: (batch, 1, seq, held), 0 where a new token may look and -inf elsewhere.
+    (batch, seq). mask: (batch, 1, seq, held), 0 where a new token may look and -inf elsewhere; None
+    where there are no earlier tokens, and new ones look at those before them.
     """
 
     keys: Tensor
     values: Tensor
     rows: Tensor
     places: Tensor
-    mask: Tensor
+    mask: Tensor | None
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (batch, seq, heads, d_head) to their places; return all that is held."""
+        if self.mask is None:
+            self.keys[:, : k.shape[1]], self.values[:, : v.shape[1]] = k, v
+            return k, v
         self.keys[self.rows, self.places] = k
         self.values[self.rows, self.places] = v
         held = self.mask.shape[-1]
@@ -98,8 +102,8 @@ def pasts(cache: KVCache, places: Tensor) -> list[Past]:
     """The past of each layer for new tokens at `places` (batch, seq)."""
     batch, seq = places.shape
     rows = torch.arange(batch, device=places.device)[:, None]
-    held = torch.arange(int(cache.lengths.max()) + seq, device=places.device)
-    hidden = held > places[:, None, :, None]
-    like = cache.layers[0][0]
-    mask = like.new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
+    mask = None
+    if longest := int(cache.lengths.max()):
+        hidden = torch.arange(longest + seq, device=places.device) > places[:, None, :, None]
+        mask = cache.layers[0][0].new_zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
     return [Past(keys, values, rows, places, mask) for keys, values in cache.layers]

@@ -11,14 +11,13 @@ the steps of training, and nothing else.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from itl_agents.nanollama.cache import KVCache, Past, pasts
+from itl_agents.nanollama.ops import attend, normalise, project, swiglu, turn
 from itl_env.errors import ConfigError
 
 
@@ -104,87 +103,16 @@ class Block(nn.Module):
         h = normalise(x, config.norm_epsilon)
         heads = project(h, self.qkv, self.attention_norm, self.qkv_bias)
         heads = heads.view(batch, seq, -1, config.d_head)
-        # Queries and keys turn by the same angles, so they are rotated as one tensor.
-        turning, v = heads.split((config.n_heads + config.kv_heads, config.kv_heads), dim=2)
-        q, k = rotate(turning, *angles).split((config.n_heads, config.kv_heads), dim=2)
+        q, k, v = turn(heads, *angles, config.n_heads)
         if past is not None:
             k, v = past.extend(k, v)
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            attn_mask=None if past is None else past.mask,
-            is_causal=past is None,
-            enable_gqa=config.kv_heads != config.n_heads,
-        )
-        return project(out.transpose(1, 2).reshape(batch, seq, d), self.out)
+        out = attend(q, k, v, None if past is None else past.mask)
+        return project(out.reshape(batch, seq, d), self.out)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The feed-forward's addition to the residual stream x (batch, seq, d)."""
         h = normalise(x, self.config.norm_epsilon)
-        gate, up = project(h, self.gate_up, self.mlp_norm).chunk(2, dim=-1)
-        return project(F.silu(gate) * up, self.down)
-
-
-def project(
-    x: Tensor, matrix: Tensor, gain: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """X (..., d_in), scaled by the gain (d_in,), times the matrix (d_out, d_in), plus the bias.
-
-    With a member axis, of (members, d_out, d_in) and (members, d_in), the rows of x belong to the
-    members in equal shares, one member after the other.
-    """
-    if gain is not None:
-        matrix = matrix * gain[..., None, :]
-    if matrix.ndim == 2:
-        return F.linear(x, matrix, bias)
-    shares = x.reshape(len(matrix), -1, x.shape[-1])
-    if bias is None:
-        out = torch.bmm(shares, matrix.mT)
-    else:
-        out = torch.baddbmm(bias[:, None], shares, matrix.mT)
-    return out.view(*x.shape[:-1], matrix.shape[1])
-
-
-def normalise(x: Tensor, epsilon: float) -> Tensor:
-    """Divide x (..., d) by its root mean square; there is no gain.
-
-    Gains scale the columns of the matrix that comes next: that product is over d^2 numbers, not
-    over every token.
-    """
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        normalised: Tensor = _Normalise.apply(x, epsilon)
-        return normalised
-    return F.rms_norm(x, x.shape[-1:], None, epsilon)
-
-
-class _Normalise(torch.autograd.Function):
-    """`F.rms_norm` in a third of its passes over memory; eager torch does not fuse it on a CPU."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, epsilon: float) -> Tensor:
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = mean_square.add_(epsilon).rsqrt_()
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable  # `scale` is taken as a constant here
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # dL/dx = scale (g - y <g, y> / d), for d(scale)/dx = -scale^2 y / d.
-        y, scale = ctx.saved_tensors
-        along = torch.linalg.vecdot(gradient, y)[..., None].div_(-y.shape[-1])
-        return torch.addcmul(gradient, y, along).mul_(scale), None
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (i, i + d_head / 2) of x (batch, seq, heads, d_head) by its angle.
-
-    cos, sin: (batch or 1, seq, 1, d_head); the first half of sin is negated.
-    """
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat((second, first), dim=-1), sin)
+        return project(swiglu(project(h, self.gate_up, self.mlp_norm)), self.down)
 
 
 class NanoLlama(nn.Module):

@@ -72,6 +72,34 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     assert "n_steps=2, not 3" in sentence(err), "rows of other settings are not passed off"
 
 
+def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Path) -> None:
+    base = {
+        "database": world, "mode": "in-weight", "n_people": 4, "n_unseen": 0, "d_model": 16,
+        "n_layers": 1, "n_heads": 2, "d_hidden": 16, "batch_size": 4, "n_steps": 300,
+        "evaluate_every": 500, "n_evaluate": 4, "lr": 8e-3,
+    }  # fmt: skip
+    file = tmp_path / "base.yaml"
+    file.write_text(yaml.safe_dump(base))
+    command = ("sweep", "memory", "--base", file, "--launcher", "here")
+    joined, alone = tmp_path / "joined", tmp_path / "alone"
+    assert run(*command, "seed=0:3", "--out", joined)[0] == 0
+    (folder,) = joined.glob("ensemble-of-3-*")
+    assert run("sweep", "status", joined)[1] == "1 done, 0 running, 0 waiting, 0 failed\n"
+    assert run(*command, "seed=0:3", "--ensemble", "1", "--out", alone)[0] == 0
+    assert not list(alone.glob("ensemble*"))
+    ours, theirs = (pd.read_csv(out / "runs.csv") for out in (joined, alone))
+    shared = [column for column in theirs if column != "seconds"]
+    pd.testing.assert_frame_equal(ours[shared], theirs[shared])
+    assert theirs["recall_seen"].max() > 0, "else nothing would be compared"
+    assert run("eval", joined / ours["folder"][2], "--n", "4")[0] == 0
+
+    before = (folder / "row.json").stat().st_mtime_ns
+    assert run(*command, "seed=0:4", "--out", joined)[0] == 0
+    assert (folder / "row.json").stat().st_mtime_ns == before, "only the new run is trained"
+    again = pd.read_csv(joined / "runs.csv")
+    assert again["seed"].tolist() == [0, 1, 2, 3]
+
+
 def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:
     status, _, err = run("sweep", "status", tmp_path)
     assert status == 2

@@ -42,6 +42,18 @@ def test_little_is_padded(episodes) -> None:
     assert sum(batch.n_tokens for batch in batches) / padded > 0.95
 
 
+@pytest.mark.parametrize("n_tokens", [1, 300, 10**6])
+def test_the_parts_of_a_batch_are_the_batch(episodes, n_tokens: int) -> None:
+    batch = BatchPlan(Dialogues.render(episodes, TOKENIZER), 7, seed=0).batch(0)
+    parts = batch.parts(n_tokens)
+    assert len(parts) == {1: 7, 10**6: 1}.get(n_tokens, len(parts))
+    assert max(part.input_ids.numel() for part in parts) <= n_tokens + batch.input_ids.shape[1]
+    assert torch.equal(torch.cat([part.input_ids for part in parts]), batch.input_ids)
+    assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
+    said = torch.cat([part.input_ids.flatten()[part.positions] for part in parts])
+    assert torch.equal(said, batch.input_ids.flatten()[batch.positions])
+
+
 def test_every_dialogue_is_seen_once_an_epoch(episodes) -> None:
     dialogues = Dialogues.render(episodes[:1024], TOKENIZER)
     plan = BatchPlan(dialogues, 8, seed=2)

@@ -78,6 +78,24 @@ def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
     assert again.train() == whole
 
 
+def test_a_member_that_knows_enough_stops_and_the_others_go_on(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    stopping = [
+        dataclasses.replace(config, stop_at=0.9, evaluate_every=20, lr=lr)
+        for config, lr in zip(configs[:2], (4e-3, 1e-4), strict=True)
+    ]
+    quick, slow = EnsembleRun(stopping, tmp_path / "ensemble").train()
+    assert quick["recall_seen"] >= 0.9
+    assert quick["step"] < slow["step"]
+    alone = MemoryRun(stopping[0], tmp_path / "alone")
+    assert alone.train() == quick
+    (kept,) = checkpoints(tmp_path / "ensemble" / "member-0" / "checkpoints")
+    assert kept.name == f"step-{quick['step']:07d}"
+    for a, b in zip(load_model(kept).parameters(), alone.model.parameters(), strict=True):
+        assert (a - b).norm() < 0.05 * b.norm(), "its weights stayed as they were when it stopped"
+
+
 def test_an_ensemble_notices_a_database_that_changed(
     configs: list[MemoryConfig], tmp_path: Path
 ) -> None:

@@ -111,6 +111,29 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(world: str, tmp_path: Path)
     assert whole == broken
 
 
+def test_a_compiled_run_takes_the_same_steps_and_goes_on_to_the_same_bits(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(world, compile=True, n_steps=6, log_every=2)
+    train_memory(config, tmp_path / "whole")
+    plain = train_memory(dataclasses.replace(config, compile=False), tmp_path / "plain")
+    assert plain["step"] == 6
+    pairs = zip(weights(tmp_path / "whole"), weights(tmp_path / "plain"), strict=True)
+    assert all((a - b).norm() < 0.02 * b.norm() for a, b in pairs)
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_memory(config, tmp_path / "broken", interrupt)
+    train_memory(config, tmp_path / "broken")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="compile needs a C"):
+        train_memory(config, tmp_path / "refused")
+
+
 def test_a_scheduler_finds_the_run_saved_and_may_let_it_go_on(world: str, tmp_path: Path) -> None:
     config = tiny(world)
     numbers = (signal.SIGTERM, signal.SIGUSR2)  # of a preemption; submitit passes over the first

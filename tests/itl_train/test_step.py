@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import itl_train.step as step_module
 from itl_agents.nanollama import ByteTokenizer, NanoLlama
 from itl_env import FactDatabase
 from itl_train.batches import BatchPlan, stacked
@@ -101,6 +102,19 @@ def test_a_horizon_makes_a_run_the_beginning_of_a_longer_one(config: MemoryConfi
     assert [learning_rates(part, step) for step in range(10)] == [
         learning_rates(whole, step) for step in range(10)
     ]
+
+
+def test_a_step_in_parts_is_the_whole_step(
+    config: MemoryConfig, plans: list[BatchPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for numbers in (10**9, 2 * 24 * 100):  # tokens of all rows at once, or of about one row
+        monkeypatch.setattr(step_module, "NUMBERS_AT_ONCE", numbers)
+        model = NanoLlama(config.model_config(), 1, zero_residual=True)
+        optimizers = make_optimizers(model, config)
+        stepped = train_step(model, optimizers, (0.0, 0.0), plans[0].batch(0), measure=True)
+        found.append((stepped.loss, stepped.gradient_norm))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_bfloat16_comes_near_float32(config: MemoryConfig, plans: list[BatchPlan]) -> None:
