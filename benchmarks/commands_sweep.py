@@ -49,7 +49,7 @@ class SweepMemory(Launcher):
     recipe: RecipeName = "quickstart"  # settings to begin with
     base: str = ""  # YAML file of the settings that all runs share
     ensemble: int = 0  # runs of one shape that train as one model, 1 for none
-    """By default several where that is faster: on a GPU, and at batches of up to 8 on a CPU."""
+    """By default several where that is faster: on a GPU, and if d_model x batch_size <= 256."""
     retry: bool = False  # run again what failed
 
     def __post_init__(self) -> None:

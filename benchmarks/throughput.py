@@ -61,7 +61,7 @@ SIZES = {
     ),
     "laptop": Sizes(
         rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,
-        n_bulk=1_000_000, bulk_rounds=2, many_lanes=1_024, model_steps=400, max_new_tokens=160,
+        n_bulk=1_000_000, bulk_rounds=2, many_lanes=1_024, model_steps=1_200, max_new_tokens=160,
         n_dialogue_people=5_000, batch_size=128, train_steps=8, compiled=True,
     ),
 }  # fmt: skip

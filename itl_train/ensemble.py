@@ -227,11 +227,12 @@ def may_join(config: MemoryConfig) -> tuple[Any, ...]:
 def fastest_size(config: MemoryConfig) -> int:
     """As how many members of one model runs like this one train fastest; 1 for alone.
 
-    On a CPU, one thread a job, as `itl bench run ensembles --n-threads 1` measures it: the larger
-    the batch, the less there is to gain from joining products.
+    On a CPU, one thread a job, as `itl bench run ensembles --n-threads 1` measures it: the wider
+    the model and the larger the batch, the less there is to gain.
     """
     if config.tokenizer == "used-bytes":  # whose vocabularies differ
         return 1
     if config.device != "cpu":
         return 64
-    return 16 if config.batch_size <= 8 else 1
+    numbers = config.batch_size * config.d_model
+    return 16 if numbers <= 128 else 4 if numbers <= 256 else 1

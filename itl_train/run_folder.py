@@ -6,13 +6,16 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from itl_env.episode import package_versions
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RunFolder:
@@ -65,6 +68,26 @@ class RunFolder:
     def warn(self, message: str) -> None:
         """Tell the user something that does not stop the run."""
         warnings.warn(message, stacklevel=3)
+
+
+def load_runs(folder: str | Path) -> "pd.DataFrame":
+    """One row for each run in a folder, however deep, or an empty table.
+
+    Columns are `run`, its place in the folder, its settings, and the newest value of each of its
+    metrics, unless a setting has the same name.
+    """
+    import pandas as pd
+
+    rows = []
+    for file in sorted(Path(folder).rglob("config.yaml")):
+        settings = read_yaml(file)
+        if "members" in settings:  # an ensemble, whose members are runs
+            continue
+        newest: dict[str, Any] = {}
+        for row in RunFolder(file.parent).rows():
+            newest |= row
+        rows.append({"run": str(file.parent.relative_to(folder)), **newest, **settings})
+    return pd.DataFrame(rows)
 
 
 def has_begun(path: Path, config: dict[str, Any]) -> bool:

@@ -28,9 +28,6 @@ from itl_train.team import Team
 from itl_train.watch import Probe
 
 ALONE = Team()
-NUMBERS_AT_ONCE = 7_000_000
-"""On a CPU, in the largest activation, that of the feed-forward: beyond 32 MB, glibc asks the
-system for the memory of each tensor anew."""
 BETAS = (0.9, 0.95)
 SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
 
@@ -123,7 +120,7 @@ def train_step(
     """
     own = 0.0
     # A probe is to see the whole batch.
-    for part in [batch] if probe is not None else batch.parts(_tokens_at_once(model, batch)):
+    for part in [batch] if probe is not None else batch.parts(model.tokens_at_once):
         logits = _logits(model, part, dtype, probe)
         # A share of the mean over all parts, and over those of other processes.
         loss = F.cross_entropy(logits, part.targets, reduction="sum") / batch.n_targets
@@ -137,16 +134,6 @@ def train_step(
             clip_gradients(model.parameters(), norm, clip)
         _update(optimizers, rates)
     return Stepped(value, None if norm is None else float(norm), probed)
-
-
-def _tokens_at_once(model: NanoLlama, batch: Batch) -> int:
-    """How many tokens go through the model together: on a CPU as many as stay near it.
-
-    Larger tensors also lie where the system hands out memory anew for each.
-    """
-    if batch.input_ids.device.type != "cpu":
-        return batch.input_ids.numel()
-    return NUMBERS_AT_ONCE // (2 * model.config.hidden_width)
 
 
 def ensemble_step(

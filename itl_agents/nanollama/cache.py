@@ -52,6 +52,13 @@ class KVCache:
         taken.lengths = lengths
         return taken
 
+    def part(self, rows: slice) -> "KVCache":
+        """These rows of the cache itself: what is written to them is written to it."""
+        part = copy.copy(self)
+        part.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        part.lengths = self.lengths[rows]
+        return part
+
     def put(self, rows: list[int], other: "KVCache", sources: list[int]) -> None:
         """Write the rows `sources` of another cache into `rows` of this one."""
         held = int(other.lengths[sources].max())

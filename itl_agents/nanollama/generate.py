@@ -209,9 +209,14 @@ def _read(
         cache.put(rows, block, sources)
     n_new = torch.tensor([len(prompt) for prompt in new], device=device)
     last = torch.arange(len(prompts), device=device) * width + n_new - 1
-    logits = model(ids, cache, positions=last)
+    at_once = max(1, model.tokens_at_once // width)
+    logits = []
+    for start in range(0, len(prompts), at_once):
+        part = slice(start, start + at_once)
+        own = last[part] - start * width
+        logits.append(model(ids[part], cache.part(part), positions=own))
     cache.lengths += n_new
-    return logits, cache
+    return torch.cat(logits), cache
 
 
 def _digest(model: NanoLlama) -> bytes:

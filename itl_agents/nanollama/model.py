@@ -9,6 +9,7 @@ An ensemble is one model whose weights carry a leading member axis: members shar
 the steps of training, and nothing else.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 from itl_agents.nanollama.cache import KVCache, Past, pasts
 from itl_agents.nanollama.ops import attend, normalise, project, swiglu, turn
 from itl_env.errors import ConfigError
+
+NUMBERS_AT_ONCE = 7_000_000
+"""On a CPU, in the largest activation, that of the feed-forward: beyond 32 MB, glibc asks the
+system for the memory of each tensor anew."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,13 @@ class NanoLlama(nn.Module):
     def head(self) -> nn.Parameter:
         """The matrix that writes tokens, ([members,] vocabulary, d)."""
         return self.embedding if self.config.tied_embeddings else self.own_head
+
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens go through the model together without costing more each."""
+        if self.embedding.device.type != "cpu":
+            return sys.maxsize
+        return NUMBERS_AT_ONCE // (2 * self.config.hidden_width)
 
     def by_member(self) -> list[dict[str, Tensor]]:
         """The weights of each member (of the one model, if it is no ensemble), by name; views."""

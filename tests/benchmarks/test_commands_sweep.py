@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.board import Board
 from benchmarks.commands_sweep import memory_cells, parse_axis
 from itl_env.errors import ConfigError
+from itl_train.run_folder import load_runs
 
 from .command_line import sentence
 
@@ -92,6 +93,11 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     pd.testing.assert_frame_equal(ours[shared], theirs[shared])
     assert theirs["recall_seen"].max() > 0, "else nothing would be compared"
     assert run("eval", joined / ours["folder"][2], "--n", "4")[0] == 0
+
+    table = load_runs(joined)
+    assert table["seed"].tolist() == [0, 1, 2]
+    assert table["recall_seen"].tolist() == ours["recall_seen"].tolist()
+    assert table["run"][2] == ours["folder"][2]
 
     before = (folder / "row.json").stat().st_mtime_ns
     assert run(*command, "seed=0:4", "--out", joined)[0] == 0

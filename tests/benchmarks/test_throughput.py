@@ -10,6 +10,8 @@ import pytest
 from benchmarks.throughput import ThroughputConfig, throughput
 from benchmarks.timing import compare, race
 
+pytestmark = pytest.mark.xdist_group("throughput")  # so that it is measured once
+
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):

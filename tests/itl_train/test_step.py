@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-import itl_train.step as step_module
+from itl_agents import nanollama
 from itl_agents.nanollama import ByteTokenizer, NanoLlama
 from itl_env import FactDatabase
 from itl_train.batches import BatchPlan, stacked
@@ -109,7 +109,7 @@ def test_a_step_in_parts_is_the_whole_step(
 ) -> None:
     found = []
     for numbers in (10**9, 2 * 24 * 100):  # tokens of all rows at once, or of about one row
-        monkeypatch.setattr(step_module, "NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr(nanollama.model, "NUMBERS_AT_ONCE", numbers)
         model = NanoLlama(config.model_config(), 1, zero_residual=True)
         optimizers = make_optimizers(model, config)
         stepped = train_step(model, optimizers, (0.0, 0.0), plans[0].batch(0), measure=True)
