@@ -48,8 +48,9 @@ class SweepMemory(Launcher):
     out: Path  # folder of the sweep
     recipe: RecipeName = "quickstart"  # settings to begin with
     base: str = ""  # YAML file of the settings that all runs share
-    ensemble: int = 0  # runs of one shape that train as one model, 1 for none
-    """By default several where that is faster: on a GPU, and if d_model x batch_size <= 256."""
+    ensemble: int = 0
+    """Runs of one shape that train as one model, 1 for none; 0 chooses: several on a GPU, and where
+    d_model x batch_size is at most 256."""
     retry: bool = False  # run again what failed
 
     def __post_init__(self) -> None:

@@ -85,8 +85,8 @@ class MemoryConfig:
     batch_size: int = 16  # dialogues a step
     pad_to: int = 0  # tokens of every row; 0 groups dialogues by length, and pads little
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
-    compile: bool = False  # join the model's passes by torch.compile, which needs a C++ compiler
-    """Takes some ten seconds before the first step; `itl bench run throughput` shows the gain."""
+    compile: bool = False
+    """torch.compile the model: faster steps after some ten seconds; needs a C++ compiler"""
     n_steps: int = 2_000  # optimizer steps
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
     horizon: int = 0  # steps until it is 0, if not n_steps: for the beginning of a longer schedule
