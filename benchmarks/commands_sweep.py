@@ -138,10 +138,26 @@ def check_begun(cells: Sequence[Cell], out: Path) -> None:
             has_begun(out / cell.name, {**settings, "database": url})
 
 
+def check_done(cells: Sequence[Cell], done: Mapping[str, Row], out: Path) -> None:
+    """Raise ConfigError if the row of a cell, in an ensemble, is of other settings."""
+    for cell in cells:
+        if (row := done.get(cell.name)) is None:
+            continue
+        wanted = asdict(MemoryConfig(**cell.settings))
+        there = asdict(MemoryConfig(**{name: row[name] for name in wanted if name in row}))
+        if differing := [name for name in wanted if wanted[name] != there[name]]:
+            key = differing[0]
+            raise ConfigError(
+                f"{out / row['folder']} holds a run {cell.name} with {key}={there[key]!r}, not "
+                f"{wanted[key]!r}; choose another folder, or remove it."
+            )
+
+
 def ensembles(cells: Sequence[Cell], config: SweepMemory) -> list[Cell]:
     """The same runs, those joined in one cell that train fastest as one model; see `train_cell`.
 
-    With several jobs at a time, ensembles are made small enough that all have work.
+    With several jobs at a time, ensembles are made small enough that all have work; so one that is
+    unfinished goes on only with as many jobs as before.
     """
     from itl_train.ensemble import fastest_size, may_join
 
@@ -213,6 +229,7 @@ def run_sweep_memory(config: SweepMemory) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     check_begun(cells, config.out)
     done = finished_members(config.out)
+    check_done(cells, done, config.out)
     left = ensembles([cell for cell in cells if cell.name not in done], config)
     own = {done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done}
     names = [*own, *(cell.name for cell in left)]

@@ -44,7 +44,7 @@ from itl_train.run_folder import RunFolder, has_begun
 from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
 from itl_train.step import check_compiler, compiled, learning_rates, make_optimizers, train_step
 from itl_train.team import Team, check_device
-from itl_train.watch import Watch
+from itl_train.watch import Watch, check_trackers
 from itl_train.watch_config import WatchConfig
 
 __all__ = [
@@ -127,6 +127,7 @@ class MemoryRun:
         self.watch_config = watch
         check_device(config.device)
         check_compiler(config)
+        check_trackers(watch.trackers)
         self.team = Team.join(config.device)
         self.device = self.team.device or config.device
         self.tasks = Tasks.open(config)

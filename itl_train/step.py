@@ -119,8 +119,7 @@ def train_step(
     The weights stay as they are if the loss is not finite.
     """
     own = 0.0
-    # A probe is to see the whole batch.
-    for part in [batch] if probe is not None else batch.parts(model.tokens_at_once):
+    for part in batch.parts(model.tokens_at_once):
         logits = _logits(model, part, dtype, probe)
         # A share of the mean over all parts, and over those of other processes.
         loss = F.cross_entropy(logits, part.targets, reduction="sum") / batch.n_targets

@@ -1,12 +1,14 @@
 """Watching a run: what a step costs, what flows through the layers, profiles and trackers.
 
-None of it changes what is trained, so a run may be continued with other settings of these.
+None of it changes what is trained, so a run may be continued with other settings of these. (In a
+compiled run, steps that are looked into are not compiled, and equal up to rounding.)
 """
 
+import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +71,22 @@ class Probe:
     """Root mean squares of what flows through a model, and norms of gradients, in one step."""
 
     def __init__(self) -> None:
-        self.activations: dict[str, float] = {}
+        self._squares: dict[str, float] = {}
+        self._numbers: dict[str, int] = {}
 
     def __call__(self, name: str, x: Tensor) -> None:
-        """Note an activation; the model calls this."""
-        self.activations[name] = float(x.detach().float().square().mean().sqrt())
+        """Note an activation of a part of the batch; the model calls this."""
+        square = float(x.detach().float().square().sum())
+        self._squares[name] = self._squares.get(name, 0.0) + square
+        self._numbers[name] = self._numbers.get(name, 0) + x.numel()
 
     def row(self, model: NanoLlama) -> dict[str, Any]:
         """Both, by layer; gradients must still be there."""
         return {
-            "activation_rms": self.activations,
+            "activation_rms": {
+                name: math.sqrt(square / self._numbers[name])
+                for name, square in self._squares.items()
+            },
             "gradient_norms": {
                 name: float(p.grad.norm())
                 for name, p in model.named_parameters()
@@ -102,7 +110,6 @@ class Watch:
         settings: Mapping[str, Any],
         n_processes: int = 1,
     ) -> None:
-        """Raises ConfigError for a tracker that is not installed."""
         self.config = config
         self.model = model
         self.device = model.embedding.device
@@ -192,8 +199,10 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, float]:
     return flat
 
 
-def _trackers(names: tuple[str, ...], folder: Path, settings: Mapping[str, Any]) -> Any:
-    from accelerate import Accelerator
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise ConfigError for a tracker that is not installed."""
+    if not names:
+        return
     from accelerate.tracking import get_available_trackers
 
     available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
@@ -202,6 +211,11 @@ def _trackers(names: tuple[str, ...], folder: Path, settings: Mapping[str, Any])
             f"The tracker {missing[0]!r} is not installed; "
             f"there are {', '.join(available) or 'none'}."
         )
+
+
+def _trackers(names: tuple[str, ...], folder: Path, settings: Mapping[str, Any]) -> Any:
+    from accelerate import Accelerator
+
     accelerator = Accelerator(log_with=list(names), project_dir=str(folder / "trackers"))
     simple = {k: v if isinstance(v, int | float | str) else str(v) for k, v in settings.items()}
     accelerator.init_trackers("itl", config=simple)

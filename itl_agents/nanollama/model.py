@@ -162,7 +162,7 @@ class NanoLlama(nn.Module):
         """How many tokens go through the model together without costing more each."""
         if self.embedding.device.type != "cpu":
             return sys.maxsize
-        return NUMBERS_AT_ONCE // (2 * self.config.hidden_width)
+        return max(1, NUMBERS_AT_ONCE // (2 * self.config.hidden_width))
 
     def by_member(self) -> list[dict[str, Tensor]]:
         """The weights of each member (of the one model, if it is no ensemble), by name; views."""

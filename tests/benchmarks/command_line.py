@@ -16,3 +16,8 @@ def sentence(err: str) -> str:
     (line,) = err.splitlines()
     assert line.startswith("itl: ")
     return line
+
+
+def smoke(study: str, out: Path) -> tuple[object, ...]:
+    """The command of a study that trains in this process, small."""
+    return ("bench", "run", study, "--preset", "smoke", "--launcher", "here", "--out", out)

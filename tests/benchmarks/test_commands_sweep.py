@@ -105,6 +105,11 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     again = pd.read_csv(joined / "runs.csv")
     assert again["seed"].tolist() == [0, 1, 2, 3]
 
+    file.write_text(yaml.safe_dump(base | {"lr": 1e-3}))
+    status, _, err = run(*command, "seed=0:3", "--out", joined)
+    assert status == 2
+    assert "lr=0.008, not 0.001" in sentence(err), "rows of other settings are not passed off"
+
 
 def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:
     status, _, err = run("sweep", "status", tmp_path)

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from itl_agents import nanollama
 from itl_agents.nanollama import ByteTokenizer, NanoLlama
 from itl_env import FactDatabase, RecallTask
 from itl_env.errors import ConfigError
@@ -17,7 +18,7 @@ from itl_train.batches import BatchPlan
 from itl_train.memory import MemoryConfig, train_memory
 from itl_train.sources import expert_dialogues
 from itl_train.step import learning_rates, make_optimizers, train_step
-from itl_train.watch import Probe, Watch, matmul_rate, step_flops
+from itl_train.watch import Probe, matmul_rate, step_flops
 from itl_train.watch_config import WatchConfig
 
 
@@ -50,7 +51,11 @@ def test_operations_are_those_that_torch_counts(world: str, plan: BatchPlan) -> 
     assert ours == pytest.approx(needed, rel=0.03), "torch counts the little padding there is too"
 
 
-def test_a_probe_sees_what_flows(world: str, plan: BatchPlan) -> None:
+@pytest.mark.parametrize("numbers", [10**9, 1])  # at once: the whole batch, or a row at a time
+def test_a_probe_sees_what_flows(
+    world: str, plan: BatchPlan, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nanollama.model, "NUMBERS_AT_ONCE", numbers)
     config = tiny(world)
     model = NanoLlama(config.model_config(), seed=1)
     batch = plan.batch(0)
@@ -112,8 +117,8 @@ def test_a_machine_multiplies_at_some_rate() -> None:
 def test_bad_watches_are_refused(world: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="profile is -1"):
         WatchConfig(profile=-1)
-    model = NanoLlama(tiny(world).model_config())
     with pytest.raises(ConfigError, match="The tracker 'nothing' is not installed; there are"):
-        Watch(WatchConfig(trackers=("nothing",)), model, torch.float32, tmp_path, {})
+        train_memory(tiny(world), tmp_path / "run", watch=WatchConfig(trackers=("nothing",)))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError):
         dataclasses.replace(WatchConfig(), peak_tflops=-2.0)
