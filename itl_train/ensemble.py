@@ -92,7 +92,7 @@ class EnsembleRun:
     def train(self, on_metrics: OnMetrics | None = None) -> list[dict[str, Any]]:
         """Train to the end, write the members' folders, and return each one's evaluation.
 
-        on_metrics: called with every line of `metrics.jsonl`, whose losses are lists.
+        on_metrics: called with every line of `metrics.jsonl`, which lists all `losses`.
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
