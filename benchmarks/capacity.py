@@ -36,7 +36,7 @@ class Sizes(NamedTuple):
 
 
 PRESETS = {
-    "smoke": Sizes({2: Search((8, 16), 800, 0.5)}, 1),
+    "smoke": Sizes({2: Search((16, 24), 1_600, 0.5)}, 1),
     "laptop": Sizes(
         {
             128: Search((12, 16), 1_000, 0.5),
