@@ -165,11 +165,12 @@ def test_a_job_that_slurm_refuses_is_one_sentence(tmp_path: Path) -> None:
 def test_the_command_line_runs_a_grid_on_slurm(
     world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = {"database": world, "n_people": 4} | MODEL | {"n_unseen": 0}
+    settings = {"database": world, "n_people": 4} | MODEL | {"n_unseen": 0, "d_model": "8,16"}
     axes = [f"{name}={value}" for name, value in settings.items()]
     options = ("--launcher", "slurm", "--partition", "debug", "--memory-gb", "1")
     status = main(["sweep", "memory", *axes, "seed=0:2", *options, "--out", str(tmp_path)])
     captured = capsys.readouterr()
     assert status == 0, captured.err
-    assert captured.out.startswith("2 of 2 runs are done")
+    assert captured.out.startswith("4 of 4 runs are done")
+    # The two runs of each width are one job: they train as one model.
     assert captured.err.splitlines()[-1] == "2 done, 0 running, 0 waiting, 0 failed"
