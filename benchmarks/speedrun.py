@@ -127,7 +127,7 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
     """One run to the target."""
     common = {
         "mode": goal.mode, "style": goal.style, "d_model": goal.d_model, "n_layers": 2,
-        "n_heads": 2, "d_hidden": None, "stop_at": preset.target, "n_evaluate": 1_000,
+        "n_heads": 2, "d_hidden": None, "stop_at": preset.target, "n_evaluate": 1_024,
         "stop_on": "unseen" if goal.n_unseen else "seen",
     }  # fmt: skip
     if recipe == "fast":
@@ -263,9 +263,9 @@ that pads every row to 257 tokens, measured right after each fast run in the sam
 ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
 steps are those at which it was given up, and the ratio is a lower bound; there is none where a fast
 run did not get there or was interrupted.
-In-weight goals ask about the people trained on, in-tool goals about people never trained on: one
-question each about up to 1,000 of them, at the evaluations, of which the first that shows the
-recall ends the run.
+In-weight goals ask about the people trained on, in-tool goals about 1,000 people never trained on:
+every fact where there are at most 1,024 of them, else one of each person. The first evaluation that
+shows the recall ends the run.
 """
 
 

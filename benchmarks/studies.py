@@ -32,7 +32,7 @@ SHAPE: Mapping[str, Any] = {
     "n_layers": 2, "n_heads": 2, "d_hidden": None, "style": "fenced", "max_length": 512,
     "rope_theta": 10_000.0, "tied_embeddings": False, "qkv_bias": False, "tokenizer": "bytes",
     "dtype": "float32", "clip": 0.0, "weight_decay": 0.0, "pad_to": 0,
-    "evaluate_every": 500, "n_evaluate": 256,
+    "evaluate_every": 500, "n_evaluate": 1_024,
 }  # fmt: skip
 # What a recipe must not change: the shape and call that are compared.
 SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style")}

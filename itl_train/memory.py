@@ -96,12 +96,17 @@ class Tasks:
         keys = slice(0, self.config.n_people)
         return dataclasses.replace(self.config, mode=mode).task(self.seen.database, keys)
 
-    def ask(self, agent: Agent, n_people: int) -> dict[str, Any]:
-        """Recall on training people and on unseen ones, one question each, for a metrics row."""
+    def ask(self, agent: Agent, n: int) -> dict[str, Any]:
+        """Recall on training people and on unseen ones, for a metrics row.
+
+        They are asked about every fact where there are at most `n` of them, so that a run does not
+        end on a few lucky answers, else one question each about the first `n` people.
+        """
         row: dict[str, Any] = {}
         for name, task in (("seen", self.seen), ("unseen", self.unseen)):
             if task is not None:
-                count = measure_recall(agent, task, one_question_each(task, n_people))
+                facts = task.facts() if task.n_facts <= n else one_question_each(task, n)
+                count = measure_recall(agent, task, facts)
                 row[f"recall_{name}"] = count.recall
                 row[f"asked_{name}"] = count.asked
                 row[f"right_{name}"] = count.right

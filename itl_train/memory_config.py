@@ -97,7 +97,7 @@ class MemoryConfig:
     seed: int = 0  # drives initialisation and data order
     log_every: int = 50  # steps between lines of metrics.jsonl
     evaluate_every: int = 1_000  # steps between evaluations; the last step is always evaluated
-    n_evaluate: int = 1_000  # people asked in an evaluation, one question each
+    n_evaluate: int = 1_000  # questions in an evaluation: all there are, or one about each person
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # how many of the last ones are kept
     device: str = "cpu"  # where to train: cpu, cuda, ...
