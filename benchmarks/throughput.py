@@ -96,7 +96,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
         import torch
 
         from benchmarks.throughput_rollouts import rollouts
-        from benchmarks.throughput_training import matmul_share, padding, training
+        from benchmarks.throughput_training import Load, matmul_share, padding, training
 
         if config.n_threads:
             torch.set_num_threads(config.n_threads)
@@ -117,15 +117,17 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
                 rounds=rounds,
                 against=against,
             )
-        what: dict[str, Any] = {
-            "seed": seed, "n_people": sizes.n_dialogue_people, "batch_size": sizes.batch_size,
-        }  # fmt: skip
-        absolutes += padding(path, **what)
-        steps: dict[str, Any] = {
-            "n_steps": sizes.train_steps, "rounds": rounds, "with_compiled": sizes.compiled,
-        }  # fmt: skip
-        comparisons += training(path, folder, **what, **steps)
-        comparisons += matmul_share(path, **what, **steps)
+        load = Load(
+            seed,
+            sizes.n_dialogue_people,
+            sizes.batch_size,
+            sizes.train_steps,
+            rounds,
+            sizes.compiled,
+        )
+        absolutes += padding(path, load)
+        comparisons += training(path, folder, load)
+        comparisons += matmul_share(path, load)
         torch_threads = torch.get_num_threads()
     results = {
         "preset": config.preset,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,17 @@ KINDS: dict[str, tuple[Mode, Style]] = {
 }
 
 
+class Load(NamedTuple):
+    """What is trained in a race, and how often."""
+
+    seed: int
+    n_people: int  # whose dialogues are trained on
+    batch_size: int
+    n_steps: int  # a round
+    rounds: int
+    with_compiled: bool  # whether compiled ways are tried, too
+
+
 def load_llama(folder: Path) -> Any:
     """The same weights in transformers' own model."""
     logging.disable_progress_bar()
@@ -45,17 +56,7 @@ def memory_config(path: Path, **changes: Any) -> MemoryConfig:
     return MemoryConfig(database=str(path), **(shape | changes))
 
 
-def training(
-    path: Path,
-    folder: Path,
-    *,
-    seed: int,
-    n_people: int,
-    batch_size: int,
-    n_steps: int,
-    rounds: int,
-    with_compiled: bool,
-) -> list[dict[str, Any]]:
+def training(path: Path, folder: Path, load: Load) -> list[dict[str, Any]]:
     """Dialogues trained a second, for the three kinds of dialogue and five ways of ours.
 
     Ours is the inner step of `itl train memory`: with AdamW or Muon, with products in bfloat16,
@@ -63,17 +64,15 @@ def training(
     padded to 257 tokens, labels -100 where nothing is learned, full logits, `torch.optim.AdamW`, no
     compilation. Same weights, same dialogues, same batches, the same in every round: kernels that
     are made for each length of rows are there once the first round, which is not timed, is over.
-
-    with_compiled: whether compiled ways are tried, too.
     """
     ways: dict[str, dict[str, Any]] = {"AdamW": {"optimizer": "adamw"}, "Muon": {}}
-    ways |= _ways(with_compiled)
+    ways |= _ways(load.with_compiled)
     rows = []
     for kind, (mode, style) in KINDS.items():
         say(f"training dialogues: {kind}")
-        config = memory_config(path, mode=mode, style=style, n_people=n_people, seed=seed)
-        plan = _plan(config, batch_size)
-        rows += _train_race(kind, config, ways, plan, folder / kind, n_steps, rounds)
+        config = memory_config(path, mode=mode, style=style, n_people=load.n_people, seed=load.seed)
+        plan = _plan(config, load.batch_size)
+        rows += _train_race(kind, config, ways, plan, folder / kind, load)
     return rows
 
 
@@ -83,18 +82,18 @@ def _plan(config: MemoryConfig, batch_size: int) -> BatchPlan:
         return BatchPlan(expert_dialogues(task, ByteTokenizer()), batch_size, config.seed)
 
 
-def padding(path: Path, *, seed: int, n_people: int, batch_size: int) -> list[dict[str, Any]]:
+def padding(path: Path, load: Load) -> list[dict[str, Any]]:
     """The share of a batch that is padding, for the three kinds of dialogue."""
     rows = []
     for kind, (mode, style) in KINDS.items():
-        config = memory_config(path, mode=mode, style=style, n_people=n_people, seed=seed)
-        plan = _plan(config, batch_size)
+        config = memory_config(path, mode=mode, style=style, n_people=load.n_people, seed=load.seed)
+        plan = _plan(config, load.batch_size)
         shares = []
         for group in range(3):
             batches = [plan.batch(group * plan.group + place) for place in range(plan.group)]
             n_tokens = sum(batch.n_tokens for batch in batches)
             shares.append(100 * (1 - n_tokens / sum(b.input_ids.numel() for b in batches)))
-        what = f"padding in batches of {batch_size}, {kind}"
+        what = f"padding in batches of {load.batch_size}, {kind}"
         rows.append(absolute(what, "%", shares, "below 5%"))
     return rows
 
@@ -108,16 +107,7 @@ def _ways(with_compiled: bool) -> dict[str, dict[str, Any]]:
     return ways
 
 
-def matmul_share(
-    path: Path,
-    *,
-    seed: int,
-    n_people: int,
-    batch_size: int,
-    n_steps: int,
-    rounds: int,
-    with_compiled: bool,
-) -> list[dict[str, Any]]:
+def matmul_share(path: Path, load: Load) -> list[dict[str, Any]]:
     """Operations a second of training steps at d 128, against those of a product in float32.
 
     Only operations that tokens need are counted; see `itl_train.watch.step_flops`.
@@ -132,13 +122,19 @@ def matmul_share(
 
     sides: dict[str, Callable[[], int]] = {"matrix product of 1,024 x 1,024, float32": multiply}
     for kind, (mode, style) in KINDS.items():
-        shared = {"mode": mode, "style": style, "n_people": n_people, "seed": seed, "d_model": 128}
-        ways: dict[str, dict[str, Any]] = {"float32": {}} | _ways(with_compiled)
+        shared = {
+            "mode": mode,
+            "style": style,
+            "n_people": load.n_people,
+            "seed": load.seed,
+            "d_model": 128,
+        }
+        ways: dict[str, dict[str, Any]] = {"float32": {}} | _ways(load.with_compiled)
         for way, changes in ways.items():
             config = memory_config(path, **shared, **changes)
             name = f"training step, d 128, {way}, {kind}"
-            sides[name] = _counted_steps(config, batch_size, n_steps)
-    rates = race(sides, rounds)
+            sides[name] = _counted_steps(config, load.batch_size, load.n_steps)
+    rates = race(sides, load.rounds)
     reference, *ours = sides
     return [
         compare(rates, name, reference, "operations/s", equal=True, checked="", target=0.5)
@@ -166,8 +162,7 @@ def _train_race(
     ways: dict[str, dict[str, Any]],
     plan: BatchPlan,
     folder: Path,
-    n_steps: int,
-    rounds: int,
+    load: Load,
 ) -> list[dict[str, Any]]:
     reference = f"padded LlamaForCausalLM loop, AdamW, {kind}"
     sides: dict[str, Callable[[int], float]] = {}
@@ -182,12 +177,12 @@ def _train_race(
 
     def train(name: str) -> Callable[[], int]:
         def run() -> int:
-            losses[name] += [sides[name](step) for step in range(n_steps)]
-            return n_steps * plan.batch_size
+            losses[name] += [sides[name](step) for step in range(load.n_steps)]
+            return load.n_steps * plan.batch_size
 
         return run
 
-    rates = race({name: train(name) for name in sides}, rounds)
+    rates = race({name: train(name) for name in sides}, load.rounds)
     # Weights are equal before the first step only: it is the one whose losses must be.
     theirs = losses[reference][0]
     return [
