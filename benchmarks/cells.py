@@ -98,9 +98,10 @@ def open_run(settings: Mapping[str, Any], folder: Path) -> "MemoryRun":
     return MemoryRun(config, folder)
 
 
+MOST_ASKED = 4_000
 ASKED = (
-    "Recall is asked of all facts, or of one fact of each of 4,000 people where there are more "
-    "than 4,000 facts."
+    f"Recall is asked of all facts, or of one fact of each of {MOST_ASKED:,} people where there "
+    f"are more than {MOST_ASKED:,} facts."
 )
 
 
@@ -110,7 +111,7 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     settings: of `make_cell`. For what is asked, see `ASKED`; intervals are Wilson's, clustered by
     person. `bits_per_parameter` counts the facts that an in-weight model knows.
     """
-    from itl_agents.evaluate import measure_recall, one_question_each
+    from itl_agents.evaluate import facts_to_ask, measure_recall
 
     run = open_run(settings, folder)
     run.train()
@@ -129,9 +130,7 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     for who, task in (("seen", run.tasks.seen), ("unseen", run.tasks.unseen)):
         if task is None:
             continue
-        every = task.n_facts <= 4_000
-        facts = task.facts() if every else one_question_each(task, 4_000)
-        count = measure_recall(run.agent(), task, facts)
+        count = measure_recall(run.agent(), task, facts_to_ask(task, MOST_ASKED))
         low, high = clustered_wilson(list(count.by_person.values()))
         row |= {
             f"{who}_asked": count.asked,

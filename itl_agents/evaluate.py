@@ -58,6 +58,14 @@ def measure_recall(
     return count
 
 
+def facts_to_ask(task: RecallTask, most: int) -> Iterable[Fact]:
+    """Every fact of the task if there are at most `most`, else `one_question_each` of that many.
+
+    So an evaluation of a few people does not hang on a few lucky answers.
+    """
+    return task.facts() if task.n_facts <= most else one_question_each(task, most)
+
+
 def one_question_each(task: RecallTask, n_people: int) -> list[Fact]:
     """One fact of each of the task's first n people, attributes in turn; independent questions."""
     n_attributes = len(task.attributes)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from itl_agents.agent import Agent
-from itl_agents.evaluate import measure_recall, one_question_each
+from itl_agents.evaluate import facts_to_ask, measure_recall
 from itl_agents.nanollama import (
     ByteTokenizer,
     NanoLlama,
@@ -97,16 +97,11 @@ class Tasks:
         return dataclasses.replace(self.config, mode=mode).task(self.seen.database, keys)
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:
-        """Recall on training people and on unseen ones, for a metrics row.
-
-        They are asked about every fact where there are at most `n` of them, so that a run does not
-        end on a few lucky answers, else one question each about the first `n` people.
-        """
+        """Recall on training people and on unseen ones, for a metrics row; see `facts_to_ask`."""
         row: dict[str, Any] = {}
         for name, task in (("seen", self.seen), ("unseen", self.unseen)):
             if task is not None:
-                facts = task.facts() if task.n_facts <= n else one_question_each(task, n)
-                count = measure_recall(agent, task, facts)
+                count = measure_recall(agent, task, facts_to_ask(task, n))
                 row[f"recall_{name}"] = count.recall
                 row[f"asked_{name}"] = count.asked
                 row[f"right_{name}"] = count.right

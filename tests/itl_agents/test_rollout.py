@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from itl_agents import Conversation, ExpertAgent, NoToolAgent, RandomAgent, rollout
-from itl_agents.evaluate import measure_recall, one_question_each
+from itl_agents.evaluate import facts_to_ask, measure_recall, one_question_each
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaAgent, NanoLlamaConfig
 from itl_env import FactDatabase, RecallTask, StopReason
 from itl_env.episode import Completion
@@ -226,3 +226,5 @@ def test_recall_is_counted_by_attribute_and_person(database: FactDatabase) -> No
     each = list(one_question_each(task, 8))
     assert len({fact.name for fact in each}) == 8
     assert [fact.attribute for fact in each] == list(task.attributes) * 2
+    assert list(facts_to_ask(task, 40)) == list(task.facts())
+    assert list(facts_to_ask(task, 39)) == list(one_question_each(task, 39))

@@ -1,17 +1,19 @@
 """Ensembles in their folders: each member is a run of its own, and a kill costs nothing."""
 
 import dataclasses
+import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+import benchmarks
 from itl_agents.nanollama import load_model
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError, ITLError
 from itl_train.checkpoint import checkpoints
-from itl_train.ensemble import EnsembleRun
+from itl_train.ensemble import EnsembleRun, fastest_size
 from itl_train.memory import MemoryRun
 from itl_train.memory_config import MemoryConfig
 
@@ -27,6 +29,15 @@ def configs(world: str) -> list[MemoryConfig]:
         first,
         dataclasses.replace(first, seed=1, lr=6e-3),
         dataclasses.replace(first, seed=2, n_steps=3),
+    ]
+
+
+@pytest.fixture
+def stopping(configs: list[MemoryConfig]) -> list[MemoryConfig]:
+    """Two that stop once they know their facts; the second learns too slowly for that."""
+    return [
+        dataclasses.replace(config, stop_at=0.9, evaluate_every=10, log_every=10, lr=lr)
+        for config, lr in zip(configs[:2], (4e-3, 1e-4), strict=True)
     ]
 
 
@@ -79,12 +90,8 @@ def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
 
 
 def test_a_member_that_knows_enough_stops_and_the_others_go_on(
-    configs: list[MemoryConfig], tmp_path: Path
+    stopping: list[MemoryConfig], tmp_path: Path
 ) -> None:
-    stopping = [
-        dataclasses.replace(config, stop_at=0.9, evaluate_every=20, lr=lr)
-        for config, lr in zip(configs[:2], (4e-3, 1e-4), strict=True)
-    ]
     quick, slow = EnsembleRun(stopping, tmp_path / "ensemble").train()
     assert quick["recall_seen"] >= 0.9
     assert quick["step"] < slow["step"]
@@ -94,6 +101,46 @@ def test_a_member_that_knows_enough_stops_and_the_others_go_on(
     assert kept.name == f"step-{quick['step']:07d}"
     for a, b in zip(load_model(kept).parameters(), alone.model.parameters(), strict=True):
         assert (a - b).norm() < 0.05 * b.norm(), "its weights stayed as they were when it stopped"
+
+
+def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
+    stopping: list[MemoryConfig], tmp_path: Path
+) -> None:
+    whole = EnsembleRun(stopping, tmp_path / "whole").train()
+    stopped, last = (row["step"] for row in whole)
+    assert stopped + 10 < last
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == stopped + 10:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        EnsembleRun(stopping, tmp_path / "broken").train(interrupt)
+    assert EnsembleRun(stopping, tmp_path / "broken").train() == whole
+    for index in range(2):
+        pairs = zip(
+            weights(tmp_path / "whole" / f"member-{index}"),
+            weights(tmp_path / "broken" / f"member-{index}"),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_size_of_ensembles_is_one_that_was_measured_to_be_fast() -> None:
+    results = Path(benchmarks.__file__).parent / "results" / "ensembles-one-thread"
+    rows = json.loads((results / "ensembles.json").read_text())["rows"]
+    shapes = {(row["batch_size"], row["d_model"]) for row in rows}
+    assert len(shapes) == 8
+    for batch_size, d in shapes:
+        gains = {
+            row["members"]: row["ratio"]
+            for row in rows
+            if (row["batch_size"], row["d_model"]) == (batch_size, d)
+        } | {1: 1.0}  # alone means no ensemble
+        config = MemoryConfig(
+            database="", mode="in-weight", n_heads=2, batch_size=batch_size, d_model=d
+        )
+        assert gains[fastest_size(config)] > 0.85 * max(gains.values()), (batch_size, d)
 
 
 def test_an_ensemble_notices_a_database_that_changed(
