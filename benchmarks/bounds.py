@@ -19,7 +19,7 @@ from benchmarks.reference import (
     RECALL,
 )
 from benchmarks.studies import WIDTHS, Study, StudyConfig
-from benchmarks.study_report import finish, line_fit, minimum, number, spread, table
+from benchmarks.study_report import RULED_OUT, finish, line_fit, minimum, number, spread, table
 from itl_env.facts import ATTRIBUTES
 from itl_env.recall import Mode
 from itl_train.sweep import Cell
@@ -139,8 +139,8 @@ def report(result: Mapping[str, Any]) -> str:
 Smallest P: the narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to
 {sizes["widths"][-1]}) whose recall on the people that it was trained on, averaged over
 {sizes["n_seeds"]} seeds, is at least {RECALL}; found by bisection, so the truth lies above the
-largest P that fails. Seeds drive world, initialisation and data order; recall is that of the last
-step. {ASKED}
+largest P that fails. {RULED_OUT} Seeds drive
+world, initialisation and data order; recall is that of the last step. {ASKED}
 
 {slope}
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import BITS_PER_PARAMETER, BOUNDS_IN_WEIGHT, RECALL, parameters_needed
 from benchmarks.studies import Study, StudyConfig
-from benchmarks.study_report import finish, minimum, number, spread, table
+from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
 from itl_train.sweep import Cell
 
 BITS_PER_PERSON = 31.25
@@ -117,6 +117,7 @@ def report(result: Mapping[str, Any]) -> str:
 2 layers, 2 heads, feed-forward of 3 d; unlike the published models, these read and write tokens
 with one matrix and have tokens only for the bytes that occur in their world. Smallest P: the
 narrowest of the widths tried whose recall, averaged over {result["n_seeds"]} seeds, is at least
-{RECALL} at the last step. {ASKED} Exposures are the most that a seed took; a run ends once it knows
-its facts. The limits of bits a parameter are those of {" and ".join(BITS_PER_PARAMETER)}.
+{RECALL} at the last step. {RULED_OUT}
+{ASKED} Exposures are the most that a seed took; a run ends once it knows its facts. The limits of
+bits a parameter are those of {" and ".join(BITS_PER_PARAMETER)}.
 """

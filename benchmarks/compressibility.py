@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import COMPRESSIBILITY, RECALL
 from benchmarks.studies import WIDTHS, Study, StudyConfig
-from benchmarks.study_report import finish, minimum, number, spread, table
+from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
 from itl_env.entropy import world_entropy
 from itl_train.sweep import Cell
 
@@ -130,7 +130,8 @@ def report(result: Mapping[str, Any]) -> str:
 In-weight; {sizes["first_names"]} first names and {sizes["last_names"]} families. Smallest P: the
 narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to {sizes["widths"][-1]}) whose
 recall on the people trained on, averaged over {sizes["n_seeds"]} seeds, is at least {RECALL} at the
-last step; found by bisection, so the truth lies above the largest P that fails. {ASKED} With the
+last step; found by bisection, so the truth lies above the largest P that fails. {RULED_OUT}
+{ASKED} With the
 published figures, word lists shrank as correlation grew; here they do not.
 
 {agreement(result["minima"])}

@@ -126,43 +126,50 @@ class Study(Generic[Group]):
     ) -> dict[Group, int | None]:
         """The smallest width of each group whose mean recall reaches `RECALL`; None if none does.
 
-        cells: those of a group and a width, one for each seed.
+        cells: those of a group and a width, one for each seed. Where the first seed does so badly
+            that the mean cannot reach `RECALL` whatever the others do, these are not run.
 
-        The preset `paper` runs every width of every group first.
+        The preset `paper` runs every width and seed of every group first.
         """
-        means: dict[tuple[Group, int], float] = {}
+        enough: dict[tuple[Group, int], bool] = {}
         if self.config.preset == "paper":
             self.run([cell for g in groups for width in widths for cell in cells(g, width)])
 
         def ask(group: Group) -> tuple[int | None, int | None]:
-            return smallest(widths, lambda width: means.get((group, width)))
+            return smallest(widths, lambda width: enough.get((group, width)))
+
+        def can_reach(wanted: Sequence[Cell]) -> bool:
+            """Whether the mean recall is enough, if seeds not run yet recall everything."""
+            rows = [self.rows.get(cell.name, {}) for cell in wanted]
+            recalls = [float(row.get("seen_recall", 1.0)) for row in rows]
+            return sum(recalls) / len(recalls) >= RECALL
 
         while asked := {g: width for g in groups if (width := ask(g)[1]) is not None}:
             each = {group: cells(group, width) for group, width in asked.items()}
-            self.run([cell for wanted in each.values() for cell in wanted])
+            self.run([wanted[0] for wanted in each.values()])
+            self.run([cell for wanted in each.values() if can_reach(wanted) for cell in wanted])
             for group, wanted in each.items():
-                recalls = [float(self.rows[cell.name]["seen_recall"]) for cell in wanted]
-                means[group, asked[group]] = sum(recalls) / len(recalls)
+                enough[group, asked[group]] = can_reach(wanted)
         return {group: ask(group)[0] for group in groups}
 
 
 def smallest(
-    widths: Sequence[int], recalls: Callable[[int], float | None], target: float = RECALL
+    widths: Sequence[int], enough: Callable[[int], bool | None]
 ) -> tuple[int | None, int | None]:
-    """Bisect for the smallest width whose recall reaches the target.
+    """Bisect for the smallest width that is enough.
 
-    recalls: the mean recall at a width, None where it is not known yet.
+    enough: whether a width is, None where it is not known yet.
 
-    Returns (that width or None if none reaches it, the width to measure next or None if done). It
-    is taken for granted that a wider model recalls no less.
+    Returns (that width or None if none is, the width to try next or None if done). It is taken for
+    granted that what is wider than enough is enough.
     """
     low, high = 0, len(widths)  # the answer's place; len(widths) for none
     while low < high:
         middle = (low + high) // 2
-        recall = recalls(widths[middle])
-        if recall is None:
+        found = enough(widths[middle])
+        if found is None:
             return None, widths[middle]
-        if recall >= target:
+        if found:
             high = middle
         else:
             low = middle + 1

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from benchmarks.studies import Study
 
 
+RULED_OUT = (
+    "Where the first seed rules out that a width's mean is enough, its other seeds were not run."
+)
+
+
 def results_folder(out: Path) -> Path:
     """The folder, made if it is not there; raises ITLError if that cannot be."""
     try:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
 from benchmarks.studies import WIDTHS, Study, StudyConfig, smallest
 from benchmarks.study_report import line_fit, minimum
 from itl_train.memory_config import RECIPES, MemoryConfig
+from itl_train.sweep import Cell, Launcher, Row
 
 from .command_line import smoke
 
@@ -23,12 +25,43 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("enough", [*WIDTHS, 1_000])
 def test_bisection_finds_the_smallest_width_that_is_enough(enough: int) -> None:
-    known: dict[int, float] = {}
+    known: dict[int, bool] = {}
     while (found := smallest(WIDTHS, known.get))[1] is not None:
         assert found[1] not in known
-        known[found[1]] = float(found[1] >= enough)
+        known[found[1]] = found[1] >= enough
     assert found[0] == (enough if enough in WIDTHS else None)
     assert len(known) <= 5
+
+
+class Recalls(Study[str]):
+    """A study whose runs recall what is given, by width and seed."""
+
+    def __init__(self, out: Path, recalls: dict[tuple[int, int], float]) -> None:
+        super().__init__("bounds", StudyConfig(out=out))
+        self.recalls = recalls
+
+    def run(self, cells: Sequence[Cell], launcher: Launcher | None = None) -> list[Row]:
+        for cell in cells:
+            recall = self.recalls[cell.settings["width"], cell.settings["seed"]]
+            self.rows[cell.name] = {"cell": cell.name, "seen_recall": recall}
+        return [self.rows[cell.name] for cell in cells]
+
+
+def test_a_width_whose_first_seed_rules_it_out_costs_one_run(tmp_path: Path) -> None:
+    def cells(group: str, width: int) -> list[Cell]:
+        return [
+            Cell(f"{group}-{width}-{seed}", {"width": width, "seed": seed}) for seed in range(3)
+        ]
+
+    # Of three widths the middle one is asked first: its best possible mean is 0.9497.
+    study = Recalls(tmp_path, {(12, 0): 0.849, **dict.fromkeys([(16, s) for s in range(3)], 0.96)})
+    assert study.search(["a"], (8, 12, 16), cells) == {"a": 16}
+    assert list(study.rows) == ["a-12-0", "a-16-0", "a-16-1", "a-16-2"]
+    # 0.8502 may still do, and then the others decide.
+    own = {(12, 0): 0.8502, (12, 1): 1.0, (12, 2): 1.0, (8, 0): 0.9, (8, 1): 1.0, (8, 2): 0.9}
+    study = Recalls(tmp_path, own)
+    assert study.search(["a"], (8, 12), cells) == {"a": 12}
+    assert len(study.rows) == 6
 
 
 def test_all_bits_must_find_room() -> None:
