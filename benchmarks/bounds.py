@@ -15,6 +15,7 @@ from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import (
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
+    LINE,
     LINE_OF_MEANS,
     RECALL,
 )
@@ -125,8 +126,9 @@ def report(result: Mapping[str, Any]) -> str:
     )  # fmt: skip
     slope = (
         f"The line through the in-weight sizes is P = {fit['slope']:.2f} facts + "
-        f"{fit['intercept']:,.0f} (R^2 {fit['r2']:.3f}); the published one, fitted alike, is P = "
-        f"{LINE_OF_MEANS[0]} facts + {LINE_OF_MEANS[1]:,}, from 8 to 32,768 facts."
+        f"{fit['intercept']:,.0f} (R^2 {fit['r2']:.3f}). Through the published sizes, from 8 to "
+        f"32,768 facts and fitted alike, it is {LINE_OF_MEANS[0]} facts + {LINE_OF_MEANS[1]:,}; "
+        f"the published line, through the sizes of each seed, is {LINE[0]} facts + {LINE[1]:,}."
         if fit
         else "There are too few in-weight sizes for a line."
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
-from benchmarks.reference import COMPRESSIBILITY, RECALL
+from benchmarks.reference import AT_MOST, COMPRESSIBILITY, RECALL
 from benchmarks.studies import WIDTHS, Study, StudyConfig
 from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
 from itl_env.entropy import world_entropy
@@ -154,6 +154,6 @@ def agreement(minima: list[dict[str, Any]]) -> str:
             )
     for n, published in COMPRESSIBILITY.items():
         share = published[1.0] / published[0.0]
-        bound = "at most " if n == 8_192 else ""
+        bound = "at most " if (n, 1.0) in AT_MOST else ""
         lines.append(f"- {n:,} people, published: the smallest P goes to {bound}{share:.2f}.")
     return "\n".join(lines)

@@ -50,7 +50,10 @@ COMPRESSIBILITY: Mapping[int, Mapping[float, int]] = {
     1_000: {0.0: 49_568, 0.25: 39_788, 0.5: 39_788, 0.75: 31_032, 1.0: 23_300},
     8_192: {0.0: 224_732, 0.25: 203_688, 0.5: 183_668, 0.75: 164_672, 1.0: 164_672},
 }
-"""People -> correlation -> P, in-weight; the last two of 8,192 people are upper bounds."""
+"""People -> correlation -> P, in-weight."""
+
+AT_MOST = ((8_192, 0.75), (8_192, 1.0))
+"""Those of `COMPRESSIBILITY` that are upper bounds: nothing smaller was trained."""
 
 BITS_PER_PARAMETER: Mapping[str, float] = {
     "2 bits (Allen-Zhu and Li, arXiv 2404.05405)": 2.0,

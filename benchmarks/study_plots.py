@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from benchmarks.plots import CHANCE, IN_TOOL, IN_WEIGHT, save
 from benchmarks.reference import (
+    AT_MOST,
     BITS_PER_PARAMETER,
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
@@ -52,7 +54,7 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
         )  # fmt: skip
     axes.plot(
         x, LINE_OF_MEANS[0] * x + LINE_OF_MEANS[1], color=IN_WEIGHT, lw=1, ls=":",
-        label=f"published fit: {LINE_OF_MEANS[0]:.2f} facts + {LINE_OF_MEANS[1]:,}",
+        label=f"published sizes, fitted alike: {LINE_OF_MEANS[0]:.2f} facts + {LINE_OF_MEANS[1]:,}",
     )  # fmt: skip
     for (name, bits), style in zip(BITS_PER_PARAMETER.items(), ("--", "-."), strict=True):
         axes.plot(
@@ -83,6 +85,9 @@ def recall_figure(rows: Rows, path: Path) -> None:
             )  # fmt: skip
         axes.axhline(RECALL, color=CHANCE, lw=1, ls="--")
         axes.set(xscale="log", xlabel="P, parameters", title=mode)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     both[0].set_ylabel("recall on the people trained on")
@@ -133,7 +138,14 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
     for (n, published), style in zip(COMPRESSIBILITY.items(), (":", "-."), strict=True):
         axes.plot(
             *zip(*published.items(), strict=True), style, marker="o", mfc="none", lw=1, ms=4,
-            color=IN_WEIGHT, alpha=0.6, label=f"{n:,} people, published",
+            color=IN_WEIGHT, alpha=0.6, label=f"{n:,} people, published (arrows: at most)"
+            if any(people == n for people, _ in AT_MOST) else f"{n:,} people, published",
+        )  # fmt: skip
+    for n, correlation in AT_MOST:
+        axes.annotate(
+            "", (correlation, 0.6 * COMPRESSIBILITY[n][correlation]),
+            (correlation, COMPRESSIBILITY[n][correlation]),
+            arrowprops={"arrowstyle": "->", "color": IN_WEIGHT, "alpha": 0.6},
         )  # fmt: skip
     axes.set(yscale="log", xlabel="correlation within families", ylabel="smallest P, parameters")
     _finish(figure, axes, path, columns=1)
@@ -144,8 +156,9 @@ def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
     places = sorted({row[x] for row in rows})
     by_place = [np.array([row[y] for row in rows if row[x] == place]) for place in places]
     means = np.array([values.mean() for values in by_place])
-    low = means - [values.min() for values in by_place]
-    high = [values.max() for values in by_place] - means
+    # Rounding may take the mean of equal values beyond them, and a bar must not be negative.
+    low = (means - [values.min() for values in by_place]).clip(0)
+    high = ([values.max() for values in by_place] - means).clip(0)
     axes.errorbar(places, means, yerr=[low, high], fmt="o-", ms=4, lw=1.5, capsize=2, **style)
 
 

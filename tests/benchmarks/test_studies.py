@@ -14,6 +14,7 @@ from scipy.stats import linregress
 from benchmarks import capacity, studies
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
 from benchmarks.studies import WIDTHS, Study, StudyConfig, smallest
+from benchmarks.study_plots import generalisation_figure
 from benchmarks.study_report import line_fit, minimum
 from itl_train.memory_config import RECIPES, MemoryConfig
 from itl_train.sweep import Cell, Launcher, Row
@@ -62,6 +63,13 @@ def test_a_width_whose_first_seed_rules_it_out_costs_one_run(tmp_path: Path) -> 
     study = Recalls(tmp_path, own)
     assert study.search(["a"], (8, 12), cells) == {"a": 12}
     assert len(study.rows) == 6
+
+
+def test_seeds_that_recall_the_same_are_drawn(tmp_path: Path) -> None:
+    # The mean of three times 0.1 is above 0.1, by rounding.
+    row = {"d_model": 8, "n_people": 4, "parameters": 6_248, "unseen_recall": 0.1}
+    generalisation_figure([row] * 3, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_all_bits_must_find_room() -> None:
