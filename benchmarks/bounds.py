@@ -19,7 +19,7 @@ from benchmarks.reference import (
     LINE_OF_MEANS,
     RECALL,
 )
-from benchmarks.studies import WIDTHS, Study, StudyConfig
+from benchmarks.studies import WIDTHS, RecipeConfig, Study
 from benchmarks.study_report import RULED_OUT, finish, line_fit, minimum, number, spread, table
 from itl_env.facts import ATTRIBUTES
 from itl_env.recall import Mode
@@ -51,7 +51,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundsConfig(StudyConfig):
+class BoundsConfig(RecipeConfig):
     """Find the smallest model that knows n people, and the smallest that looks them up.
 
     The same command goes on with an interrupted study.
@@ -74,8 +74,8 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
 
     def cells(group: Group, width: int) -> list[Cell]:
         mode, n = group
-        batch_size = study.settings()["batch_size"]
-        model = study.settings(
+        batch_size = config.settings()["batch_size"]
+        model = config.settings(
             mode=mode, d_model=width, n_steps=steps_for(sizes.exposures, n, batch_size)
         )
         name = f"{mode}-{n}-people-d-{width}"
@@ -98,7 +98,7 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
     result = {"sizes": sizes._asdict(), "minima": found, "line": fit}
     bounds_figure(found, fit, config.out / "bounds.png")
     recall_figure(list(study.rows.values()), config.out / "recall.png")
-    return finish(study, result, report(result), say, model=study.settings())
+    return finish(study, result, report(result), say, model=config.settings())
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -141,14 +141,17 @@ def report(result: Mapping[str, Any]) -> str:
 Smallest P: the narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to
 {sizes["widths"][-1]}) whose recall on the people that it was trained on, averaged over
 {sizes["n_seeds"]} seeds, is at least {RECALL}; found by bisection, so the truth lies above the
-largest P that fails. {RULED_OUT} Seeds drive
-world, initialisation and data order; recall is that of the last step. {ASKED}
+largest P that fails. {RULED_OUT}
+Seeds drive world, initialisation and data order; recall is that of the last step. {ASKED}
 
 {slope}
 
 {agreement(result["minima"])}
 
 ![recall against parameters](recall.png)
+
+Points are means over seeds, with the lowest and the highest; hollow ones are of the first seed
+alone.
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import BITS_PER_PARAMETER, BOUNDS_IN_WEIGHT, RECALL, parameters_needed
-from benchmarks.studies import Study, StudyConfig
+from benchmarks.studies import RecipeConfig, Study
 from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
 from itl_train.sweep import Cell
 
@@ -49,7 +49,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapacityConfig(StudyConfig):
+class CapacityConfig(RecipeConfig):
     """Find the smallest model that knows 128, 256 and 1,024 people, with exposures at will.
 
     The same command goes on with an interrupted study.
@@ -63,7 +63,7 @@ def capacity(config: CapacityConfig, say: Callable[[str], None] = print) -> dict
     sizes = PRESETS[config.preset]
     study: Study[int] = Study("capacity", config)
     small = {"tied_embeddings": True, "tokenizer": "used-bytes", "mode": "in-weight"}
-    common = study.settings(**small)
+    common = config.settings(**small)
 
     def cells(n: int, width: int) -> list[Cell]:
         n_steps = steps_for(sizes.searches[n].exposures, n, common["batch_size"])

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from itl_env.database import FactDatabase
 from itl_env.entropy import world_entropy
 from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
 from itl_env.files import whole_file
+from itl_train.memory_config import MemoryConfig
 from itl_train.sweep import Cell, Row
 
 if TYPE_CHECKING:
@@ -66,13 +67,26 @@ def steps_for(exposures: float, n_people: int, batch_size: int) -> int:
     return math.ceil(exposures * n_people * len(ATTRIBUTES) / batch_size)
 
 
-def make_cell(name: str, world: World, model: Mapping[str, Any]) -> Cell:
+PROTOCOL = 1
+"""To be raised when runs of the same settings come to train or to be asked otherwise: rows of
+before then no longer count as done."""
+
+NO_MATTER = ("database", "device", "n_threads", "log_every", "checkpoint_every", "keep_checkpoints")
+"""Settings of `MemoryConfig` that do not bear on what a row says."""
+
+
+def make_cell(name: str, world: World, model: Mapping[str, Any], **own: Any) -> Cell:
     """The cell of a world and the settings of `MemoryConfig` that are not the world's.
 
-    Its name ends in a hash of both, so that a row is only ever taken for that of its settings.
+    own: what else the cell's work is told.
+
+    Its name ends in a hash of everything that bears on its row, defaults included, so that a row is
+    only ever taken for that of its settings. Raises ConfigError for settings that contradict.
     """
-    settings = {"world": vars(world), "model": dict(model)}
-    text = json.dumps(settings, sort_keys=True)
+    settings = {"world": vars(world), "model": dict(model), **own}
+    resolved = asdict(memory_config(settings, database=""))
+    matter = {name: value for name, value in resolved.items() if name not in NO_MATTER}
+    text = json.dumps([PROTOCOL, vars(world), matter, own], sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     return Cell(f"{name}-{digest}", settings)
 
@@ -85,23 +99,27 @@ def seed_cells(name: str, worlds: Iterable[World], model: Mapping[str, Any]) -> 
 def open_run(settings: Mapping[str, Any], folder: Path) -> "MemoryRun":
     """The training run of a cell, begun or to be continued."""
     from itl_train.memory import MemoryRun
-    from itl_train.memory_config import MemoryConfig
 
+    database = World(**settings["world"]).build(folder.parent / "worlds")
+    return MemoryRun(memory_config(settings, str(database)), folder)
+
+
+def memory_config(settings: Mapping[str, Any], database: str) -> MemoryConfig:
+    """The settings of a cell's run."""
     world = World(**settings["world"])
-    config = MemoryConfig(
-        database=str(world.build(folder.parent / "worlds")),
+    return MemoryConfig(
+        database=database,
         n_people=world.n_people,
         n_unseen=world.n_unseen,
         seed=world.seed,
         **settings["model"],
     )
-    return MemoryRun(config, folder)
 
 
-MOST_ASKED = 4_000
+MOST_ASKED = 4_096
 ASKED = (
-    f"Recall is asked of all facts, or of one fact of each of {MOST_ASKED:,} people where there "
-    f"are more than {MOST_ASKED:,} facts."
+    f"Recall is asked of all facts; where there are more than {MOST_ASKED:,}, of one fact of each "
+    f"person, of at most {MOST_ASKED:,} people."
 )
 
 
@@ -142,5 +160,9 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     if config.mode == "in-weight":
         known = entropy.bits_per_fact * n_facts * row["seen_recall"]
         row["bits_per_parameter"] = known / row["parameters"]
-    # What is None would come back from a table as nothing.
-    return row | {name: value for name, value in settings["model"].items() if value is not None}
+    return row | columns(settings["model"])
+
+
+def columns(model: Mapping[str, Any]) -> Row:
+    """A model's settings as columns of a row; what is None comes back from a table as nothing."""
+    return {name: value for name, value in model.items() if value is not None}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import AT_MOST, COMPRESSIBILITY, RECALL
-from benchmarks.studies import WIDTHS, Study, StudyConfig
+from benchmarks.studies import WIDTHS, RecipeConfig, Study
 from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
 from itl_env.entropy import world_entropy
 from itl_train.sweep import Cell
@@ -40,7 +40,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressibilityConfig(StudyConfig):
+class CompressibilityConfig(RecipeConfig):
     """Find the smallest in-weight model for worlds whose families share values.
 
     The same command goes on with an interrupted study.
@@ -73,9 +73,9 @@ def compressibility(
         )
 
     def cells(group: Group, width: int) -> list[Cell]:
-        batch_size = study.settings()["batch_size"]
+        batch_size = config.settings()["batch_size"]
         n_steps = steps_for(sizes.exposures, group.n_people, batch_size)
-        model = study.settings(mode="in-weight", d_model=width, n_steps=n_steps)
+        model = config.settings(mode="in-weight", d_model=width, n_steps=n_steps)
         name = f"{group.n_people}-people-correlation-{group.correlation:g}-d-{width}"
         return seed_cells(name, (world(group, seed) for seed in range(sizes.n_seeds)), model)
 
@@ -93,7 +93,7 @@ def compressibility(
         )
     result = {"sizes": sizes._asdict(), "minima": found}
     compressibility_figure(found, config.out / "compressibility.png")
-    return finish(study, result, report(result), say, model=study.settings(mode="in-weight"))
+    return finish(study, result, report(result), say, model=config.settings(mode="in-weight"))
 
 
 def _bits(world: World) -> float:

@@ -18,10 +18,12 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.cells import ASKED, World, make_cell, steps_for
 from benchmarks.reference import GENERALISATION
 from benchmarks.statistics import interval
-from benchmarks.studies import Study, StudyConfig
+from benchmarks.studies import RecipeConfig, Study
 from benchmarks.study_report import finish, table
 from itl_env.dialogue import Style
 from itl_train.sweep import Cell, Row
+
+ENOUGH = 0.9  # recall on unseen names that counts as having learned to look up
 
 
 class Sizes(NamedTuple):
@@ -47,13 +49,18 @@ PRESETS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneralisationConfig(StudyConfig):
+class GeneralisationConfig(RecipeConfig):
     """Measure in-tool recall on unseen names against the number of people trained on.
 
     The same command goes on with an interrupted study.
     """
 
     match: Literal["steps", "exposures"] = "steps"  # what all models have in common
+
+    @property
+    def flags(self) -> str:
+        """See `StudyConfig.flags`."""
+        return f"{super().flags} --match {self.match}"
 
 
 def generalisation(
@@ -66,7 +73,7 @@ def generalisation(
     study: Study[None] = Study("generalisation", config)
 
     # All train to the end: those who see few people must not stop sooner.
-    common = study.settings(mode="in-tool", style=sizes.style, stop_at=0.0)
+    common = config.settings(mode="in-tool", style=sizes.style, stop_at=0.0)
 
     def cell(n: int, width: int, seed: int) -> Cell:
         batch_size = common["batch_size"]
@@ -91,8 +98,7 @@ def generalisation(
     ]
     result = {"sizes": sizes._asdict(), "match": config.match, "cells": cells}
     generalisation_figure(rows, config.out / "generalisation.png")
-    flags = f" --match {config.match}"
-    return finish(study, result, report(result), say, model=common, flags=flags)
+    return finish(study, result, report(result), say, model=common)
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
@@ -134,9 +140,10 @@ def report(result: Mapping[str, Any]) -> str:
         "published, unseen",
     )  # fmt: skip
     matched = (
-        "Every model took the same number of steps"
+        "Every model took the same number of steps, as in the published study: with equal "
+        "exposures (`--match exposures`), models of few people would also learn for few steps."
         if result["match"] == "steps"
-        else "Every model saw each fact equally often"
+        else "Every model saw each fact equally often, so those of few people took few steps."
     )
     return f"""# From how many people does a model learn to look up anybody?
 
@@ -146,7 +153,7 @@ def report(result: Mapping[str, Any]) -> str:
 
 Recall is the mean over {sizes["n_seeds"]} seeds with the lowest and the highest, at the last step.
 Unseen are {sizes["n_unseen"]:,} people with first names that nobody trained on has. {ASKED} Each
-run's own Wilson interval is in `runs.csv`. {matched}. Calls are in style `{sizes["style"]}`; the
+run's own Wilson interval is in `runs.csv`. {matched} Calls are in style `{sizes["style"]}`; the
 published figures are for `fenced`, one seed and 40 questions.
 
 {agreement(cells)}
@@ -161,14 +168,22 @@ def agreement(cells: list[dict[str, Any]]) -> str:
         ours = _first(own, "unseen_recall")
         line = f"- P = {parameters:,}: {ours} here"
         if by_people := GENERALISATION.get(f"{parameters / 1000:.0f}K"):
-            theirs = [{"n_people": n, "recall": recall} for n, recall in by_people.items()]
-            there = _first(theirs, "recall")
-            line += f", {there} in the published table: they "
-            line += "agree" if there == ours else "disagree"
+            there = _first([{"n_people": n, "recall": r} for n, r in by_people.items()], "recall")
+            line += f", {there} in the published table"
+            both = [
+                (c["unseen_recall"], by_people[n]) for c in own if (n := c["n_people"]) in by_people
+            ]
+            agreeing = sum((here >= ENOUGH) == (there >= ENOUGH) for here, there in both)
+            line += f"; of {len(both)} numbers of people in both, they agree at {agreeing}"
         lines.append(line + ".")
-    return "Recall on unseen names of at least 0.9:\n\n" + "\n".join(lines)
+    return f"Recall on unseen names of at least {ENOUGH}:\n\n" + "\n".join(lines)
 
 
 def _first(cells: list[dict[str, Any]], key: str) -> str:
-    enough = [cell["n_people"] for cell in cells if cell[key] >= 0.9]
-    return f"from {min(enough):,} people on" if enough else "at no number of people"
+    """From how many people on the recall is enough, and stays so."""
+    first = None
+    for cell in sorted(cells, key=lambda cell: -cell["n_people"]):
+        if cell[key] < ENOUGH:
+            break
+        first = cell["n_people"]
+    return "at no number of people" if first is None else f"from {first:,} people on"

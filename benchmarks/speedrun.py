@@ -4,9 +4,10 @@
 
 The fast recipe is timed as it runs, evaluations included, one run at a time on all cores, and
 after it, in the same process, some steps of a loop that pads every row to 257 tokens, which is how
-a user would write it first. Of the published recipe the steps are counted, in this library's faster
-loop, whose steps are the same, on any machine; its time is that number of steps at the padded
-loop's time of a step. Its runs may be interrupted and continued like those of any study.
+a user would write it first. Neither time includes making the dialogues. Of the published recipe the
+steps are counted, in this library's faster loop, whose steps are the same, on any machine; its time
+is that number of steps at the padded loop's time of a step. A timed run that was interrupted begins
+anew; those whose steps are counted go on like those of any study.
 """
 
 import statistics
@@ -17,15 +18,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from benchmarks.cells import World, make_cell, open_run
+from benchmarks.cells import World, columns, make_cell, open_run
 from benchmarks.machine import cpu_name
 from benchmarks.reference import RECALL
-from benchmarks.studies import SHAPE, Study, StudyConfig
+from benchmarks.studies import SAME, SHAPE, Study, StudyConfig
 from benchmarks.study_report import finish, number, table
 from benchmarks.timing import race, spread, with_spread
 from itl_env.dialogue import Style
 from itl_env.recall import Mode
 from itl_train.memory_config import RECIPES
+from itl_train.run_folder import RunFolder
 from itl_train.sweep import Cell, Row
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dic
     for recipe, launcher in launchers.items():
         if config.only in ("both", recipe):
             cells = [
-                cell(goal, recipe, seed, preset)
+                cell(goal, recipe, seed, preset, config.device)
                 for goal in preset.goals
                 for seed in range(preset.n_seeds)
             ]
@@ -111,10 +113,11 @@ def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dic
     rows = list(study.rows.values())
     results = [summary(goal, rows, preset.n_seeds) for goal in preset.goals]
     sizes = {"n_seeds": preset.n_seeds, "target": preset.target}
-    timed = sorted({f"{r['cpu']} with {r['threads']:.0f} threads" for r in rows if _is_timed(r)})
+    timed = sorted(
+        {f"{r['cpu']} with {r['threads']:.0f} threads" for r in rows if "padded_ms" in r}
+    )
     result = {"sizes": sizes, "timed_on": timed, "goals": results}
-    model = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden")}
-    return finish(study, result, report(result), show, model=model)
+    return finish(study, result, report(result), show, model=SAME)
 
 
 def _all_cores() -> int:
@@ -123,12 +126,12 @@ def _all_cores() -> int:
     return torch.get_num_threads()
 
 
-def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
+def cell(goal: Goal, recipe: str, seed: int, preset: Sizes, device: str) -> Cell:
     """One run to the target."""
     common = {
-        "mode": goal.mode, "style": goal.style, "d_model": goal.d_model, "n_layers": 2,
-        "n_heads": 2, "d_hidden": None, "stop_at": preset.target, "n_evaluate": 1_024,
-        "stop_on": "unseen" if goal.n_unseen else "seen",
+        **SAME, "mode": goal.mode, "style": goal.style, "d_model": goal.d_model, "device": device,
+        "stop_at": preset.target, "stop_on": "unseen" if goal.n_unseen else "seen",
+        "n_evaluate": SHAPE["n_evaluate"],
     }  # fmt: skip
     if recipe == "fast":
         model = {**RECIPES["fast"], **common, **goal.fast}
@@ -141,26 +144,30 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes) -> Cell:
         }  # fmt: skip
     world = World(goal.n_people, seed, n_unseen=goal.n_unseen)
     name = f"{recipe}-{goal.name}".replace(",", "").replace(" ", "-")
-    made = make_cell(f"{name}-seed-{seed}", world, model)
     own: dict[str, Any] = {"labels": {"goal": goal.name, "recipe": recipe}}
     if recipe == "fast":
         own["padded"] = {"n_steps": preset.timed_steps, "rounds": preset.rounds}
-    return Cell(made.name, {**made.settings, **own})
+    return make_cell(f"{name}-seed-{seed}", world, model, **own)
 
 
 def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     """Train to the target; the row says after how many steps, and seconds, it was reached.
 
-    settings: of `cell`; with `padded`, steps of the padded loop are timed afterwards.
+    settings: of `cell`; with `padded`, the run is timed, and steps of the padded loop afterwards.
     """
+    timed = "padded" in settings
+    if timed:  # a part of a run would not do
+        RunFolder(folder).forget()
     run = open_run(settings, folder)
     config = run.config
-    went_on = run.step > 0  # then the clock knows a part only
+    _ = run.plan
     began = time.perf_counter()
     last = run.train()
     seconds = time.perf_counter() - began
     recall = last[f"recall_{config.stop_on}"]
-    padded = {} if (loop := settings.get("padded")) is None else padded_ms(run, **loop)
+    times = {}
+    if timed:
+        times = {"train_seconds": round(seconds, 2), **padded_ms(run, **settings["padded"])}
     return {
         **settings["labels"],
         "seed": config.seed,
@@ -168,10 +175,10 @@ def speed_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "steps": run.step,
         "recall": recall,
         "reached": recall >= config.stop_at,
-        "train_seconds": None if went_on else round(seconds, 2),
         "cpu": cpu_name(),
         "threads": run.n_threads,
-        **padded,
+        **times,
+        **columns(settings["model"]),
     }
 
 
@@ -186,15 +193,14 @@ def summary(goal: Goal, rows: list[Row], n_seeds: int) -> dict[str, Any]:
         "parameters": own[0]["parameters"] if own else None,
         "fast_reached": sum(row["reached"] for row in fast),
         "fast_steps": [row["steps"] for row in fast],
-        "fast_seconds": [row["train_seconds"] for row in fast if _is_timed(row)],
+        "fast_seconds": [row["train_seconds"] for row in fast],
         "published_reached": sum(row["reached"] for row in published),
         "published_steps": [row["steps"] for row in published],
     }
     if fast:
         found |= spread([row["padded_ms"] for row in fast], "padded_ms")
-    # A ratio is one of runs that all got there, undisturbed.
-    complete = len(found["fast_seconds"]) == found["fast_reached"] == n_seeds
-    if complete and len(published) == n_seeds:
+    # A ratio is one of runs that all got there.
+    if found["fast_reached"] == n_seeds and len(published) == n_seeds:
         n_steps = statistics.median(found["published_steps"])
         found["published_hours"] = n_steps * found["padded_ms"] / 3.6e6
         # Within a run both sides were timed on one machine; `padded_ms` is in milliseconds.
@@ -203,13 +209,10 @@ def summary(goal: Goal, rows: list[Row], n_seeds: int) -> dict[str, Any]:
     return found
 
 
-def _is_timed(row: Row) -> bool:
-    """Whether a run's seconds are known: those of an interrupted one are not."""
-    return row.get("train_seconds") is not None
-
-
 def padded_ms(run: "MemoryRun", n_steps: int, rounds: int) -> dict[str, float]:
     """Milliseconds of a step of the padded loop on a run's dialogues at batch 128, with spread."""
+    import torch
+
     from benchmarks.throughput_training import load_llama, plain_step
     from itl_agents.nanollama import save_model
     from itl_train.batches import BatchPlan
@@ -225,6 +228,7 @@ def padded_ms(run: "MemoryRun", n_steps: int, rounds: int) -> dict[str, float]:
             step(place)
         return n_steps
 
+    torch.set_num_threads(run.n_threads)
     rates = race({"padded": train}, rounds)
     return spread([1000 / rate for rate in rates["padded"]], "padded_ms")
 
@@ -262,14 +266,14 @@ computed: the median of its steps, counted in this library's loop, at the time o
 that pads every row to 257 tokens, measured right after each fast run in the same process; the
 ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
 steps are those at which it was given up, and the ratio is a lower bound; there is none where a fast
-run did not get there or was interrupted.
-In-weight goals ask about the people trained on, in-tool goals about 1,000 people never trained on:
-every fact where there are at most 1,024 of them, else one of each person. The first evaluation that
-shows the recall ends the run.
+run did not get there.
+In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
+fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
+that shows the recall ends the run.
 """
 
 
 def _each(values: list[float], unit: str = "") -> str:
     if not values:
         return "-"
-    return " / ".join(f"{value:,.0f}" for value in sorted(values)) + (f" {unit}" if unit else "")
+    return " / ".join(f"{value:,.0f}" for value in values) + (f" {unit}" if unit else "")

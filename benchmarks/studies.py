@@ -26,8 +26,7 @@ RESULTS = Path(__file__).parent / "results"
 # The published grid of widths; at 2 layers, 2 heads and the byte vocabulary P = 32 d^2 + 525 d.
 WIDTHS = (*range(4, 81, 4), *range(88, 129, 8))
 
-# The published shape and call. All that bears on training is named, so that a cell's name, a hash
-# of its settings, tells rows apart even if a default changes.
+# The published shape and call, and what else all studies share.
 SHAPE: Mapping[str, Any] = {
     "n_layers": 2, "n_heads": 2, "d_hidden": None, "style": "fenced", "max_length": 512,
     "rope_theta": 10_000.0, "tied_embeddings": False, "qkv_bias": False, "tokenizer": "bytes",
@@ -45,10 +44,30 @@ class StudyConfig(Launcher):
     out: Path  # folder of the study
     preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
     """smoke: about a minute; laptop: under two hours on two cores; paper: the published grid."""
-    recipe: Literal["fast", "published"] = "fast"  # how models are trained
     device: str = "cpu"  # where models are trained: cpu, cuda, ...
     retry: bool = False  # run again what failed
     fresh: bool = False  # run also what the library's own result tables hold
+
+    @property
+    def flags(self) -> str:
+        """Those of the command that say what is run, for its report."""
+        return f"--preset {self.preset}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(StudyConfig):
+    """The flags of a study whose models are all trained alike."""
+
+    recipe: Literal["fast", "published"] = "fast"  # how models are trained
+
+    def settings(self, **own: Any) -> dict[str, Any]:
+        """The model's settings under the recipe."""
+        often = {"evaluate_every": 50} if self.preset == "smoke" else {}
+        return {**SHAPE, **RECIPES[self.recipe], **SAME, **often, "device": self.device, **own}
+
+    @property
+    def flags(self) -> str:
+        return f"{super().flags} --recipe {self.recipe}"
 
 
 Group = TypeVar("Group")
@@ -75,13 +94,6 @@ class Study(Generic[Group]):
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
         self._here: dict[str, None] = {}  # the cells that are run in `config.out`, in order
-
-    def settings(self, **own: Any) -> dict[str, Any]:
-        """The model's settings under the study's recipe."""
-        recipe = RECIPES[self.config.recipe]
-        often = {"evaluate_every": 50} if self.config.preset == "smoke" else {}
-        device = {"device": self.config.device} if self.config.device != "cpu" else {}
-        return {**SHAPE, **recipe, **SAME, **often, **device, **own}
 
     def run(self, cells: Sequence[Cell], launcher: Launcher | None = None) -> list[Row]:
         """The rows of the cells, run where there is none yet.
@@ -129,11 +141,9 @@ class Study(Generic[Group]):
         cells: those of a group and a width, one for each seed. Where the first seed does so badly
             that the mean cannot reach `RECALL` whatever the others do, these are not run.
 
-        The preset `paper` runs every width and seed of every group first.
+        The preset `paper` runs every width and seed of every group; others bisect.
         """
         enough: dict[tuple[Group, int], bool] = {}
-        if self.config.preset == "paper":
-            self.run([cell for g in groups for width in widths for cell in cells(g, width)])
 
         def ask(group: Group) -> tuple[int | None, int | None]:
             return smallest(widths, lambda width: enough.get((group, width)))
@@ -144,6 +154,9 @@ class Study(Generic[Group]):
             recalls = [float(row.get("seen_recall", 1.0)) for row in rows]
             return sum(recalls) / len(recalls) >= RECALL
 
+        if self.config.preset == "paper":
+            self.run([cell for g in groups for width in widths for cell in cells(g, width)])
+            return {g: next((w for w in widths if can_reach(cells(g, w))), None) for g in groups}
         while asked := {g: width for g in groups if (width := ask(g)[1]) is not None}:
             each = {group: cells(group, width) for group, width in asked.items()}
             self.run([wanted[0] for wanted in each.values()])

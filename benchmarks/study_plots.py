@@ -152,7 +152,10 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
 
 
 def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
-    """The mean of y over seeds at each x, with a bar from the lowest seed to the highest."""
+    """The mean of y over seeds at each x, with a bar from the lowest seed to the highest.
+
+    A point of a single seed, where others have more, is hollow.
+    """
     places = sorted({row[x] for row in rows})
     by_place = [np.array([row[y] for row in rows if row[x] == place]) for place in places]
     means = np.array([values.mean() for values in by_place])
@@ -160,6 +163,9 @@ def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
     low = (means - [values.min() for values in by_place]).clip(0)
     high = ([values.max() for values in by_place] - means).clip(0)
     axes.errorbar(places, means, yerr=[low, high], fmt="o-", ms=4, lw=1.5, capsize=2, **style)
+    if max(map(len, by_place)) > 1:
+        single = [len(values) == 1 for values in by_place]
+        axes.plot(np.array(places)[single], means[single], "o", ms=3, color="white", zorder=3)
 
 
 def _finish(figure: Figure, axes: Axes, path: Path, columns: int) -> None:

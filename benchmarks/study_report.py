@@ -110,20 +110,22 @@ def finish(
     say: Callable[[str], None],
     *,
     model: Mapping[str, Any],
-    flags: str = "",
 ) -> dict[str, Any]:
     """Write `study.json` and `report.md`, print the report, and return what the first holds.
 
-    model: the settings that all models of the study share. flags: further ones of the command.
+    model: settings of models; those that not all runs share are left out.
     """
     config = study.config
-    seconds = sum(row["seconds"] for row in study.rows.values())
+    rows = study.rows.values()
+    seconds = sum(row["seconds"] for row in rows)
+    # A row leaves out what is None.
+    shared = {key: v for key, v in model.items() if all(row.get(key) == v for row in rows)}
     whole = {
         "study": study.name,
         "preset": config.preset,
-        "recipe": config.recipe,
-        "model": dict(model),
-        "runs": len(study.rows),
+        "flags": config.flags,
+        "model": shared,
+        "runs": len(rows),
         "process_seconds": round(seconds, 1),
         "machine": machine(),
         **result,
@@ -131,10 +133,9 @@ def finish(
     on = whole["machine"]
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
     text = (
-        f"{report}\n{whole['runs']:,} runs in {seconds / 3600:.1f} process hours, preset "
-        f"{config.preset}, recipe {config.recipe}. All models: {settings}. Reported on: "
-        f"{on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
-        f"`itl bench run {study.name} --preset {config.preset} --recipe {config.recipe}{flags}`\n"
+        f"{report}\n{whole['runs']:,} runs in {seconds / 3600:.1f} process hours. All models: "
+        f"{settings}. Reported on: {on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
+        f"`itl bench run {study.name} {config.flags}`\n"
     )
     write_text(config.out / "study.json", json.dumps(whole, indent=1) + "\n")
     write_text(config.out / "report.md", text)

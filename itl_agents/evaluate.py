@@ -59,7 +59,7 @@ def measure_recall(
 
 
 def facts_to_ask(task: RecallTask, most: int) -> Iterable[Fact]:
-    """Every fact of the task if there are at most `most`, else `one_question_each` of that many.
+    """Every fact of the task if there are at most `most`, else one of each of `most` people.
 
     So an evaluation of a few people does not hang on a few lucky answers.
     """

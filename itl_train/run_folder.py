@@ -1,6 +1,7 @@
 """A run's folder: its configuration, the versions it ran with, and its metrics."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -59,6 +60,11 @@ class RunFolder:
         if self.metrics.exists():
             rows = [row for row in self.rows() if row["step"] <= step]
             write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def forget(self) -> None:
+        """Remove what was trained, so that the run begins anew."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.metrics.unlink(missing_ok=True)
 
     def last_evaluation(self) -> dict[str, Any] | None:
         """The newest row that holds a recall."""

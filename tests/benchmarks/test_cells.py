@@ -30,3 +30,6 @@ def test_a_name_tells_all_settings() -> None:
         make_cell("a", World(30, seed=1), {"lr": 2.0}),
     ]
     assert len({cell.name, *(other.name for other in others)}) == 3
+    # What is left out is its default, and threads change nothing but the time.
+    same = make_cell("a", World(30, seed=1), {"lr": 1.0, "clip": 0.0, "n_threads": 2})
+    assert same.name == cell.name

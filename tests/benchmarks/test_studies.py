@@ -5,17 +5,18 @@ import shutil
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
 from scipy.stats import linregress
 
-from benchmarks import capacity, studies
+from benchmarks import bounds, capacity, compressibility, generalisation, studies
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
-from benchmarks.studies import WIDTHS, Study, StudyConfig, smallest
+from benchmarks.studies import WIDTHS, RecipeConfig, Study, StudyConfig, smallest
 from benchmarks.study_plots import generalisation_figure
 from benchmarks.study_report import line_fit, minimum
+from itl_train.memory import MemoryRun
 from itl_train.memory_config import RECIPES, MemoryConfig
 from itl_train.sweep import Cell, Launcher, Row
 
@@ -37,8 +38,13 @@ def test_bisection_finds_the_smallest_width_that_is_enough(enough: int) -> None:
 class Recalls(Study[str]):
     """A study whose runs recall what is given, by width and seed."""
 
-    def __init__(self, out: Path, recalls: dict[tuple[int, int], float]) -> None:
-        super().__init__("bounds", StudyConfig(out=out))
+    def __init__(
+        self,
+        out: Path,
+        recalls: dict[tuple[int, int], float],
+        preset: Literal["laptop", "paper"] = "laptop",
+    ) -> None:
+        super().__init__("bounds", StudyConfig(out=out, preset=preset))
         self.recalls = recalls
 
     def run(self, cells: Sequence[Cell], launcher: Launcher | None = None) -> list[Row]:
@@ -63,6 +69,73 @@ def test_a_width_whose_first_seed_rules_it_out_costs_one_run(tmp_path: Path) -> 
     study = Recalls(tmp_path, own)
     assert study.search(["a"], (8, 12), cells) == {"a": 12}
     assert len(study.rows) == 6
+
+
+def test_where_every_width_is_run_the_narrowest_that_is_enough_counts(tmp_path: Path) -> None:
+    recalls = {(8, 0): 0.1, (12, 0): 1.0, (16, 0): 0.9, (20, 0): 1.0}
+    study = Recalls(tmp_path, recalls, preset="paper")
+    found = study.search(
+        ["a"], (8, 12, 16, 20), lambda group, d: [Cell(f"{d}", {"width": d, "seed": 0})]
+    )
+    assert found == {"a": 12}, "bisection would have answered 20"
+    assert len(study.rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("recalls", "said"),
+    [
+        (
+            [0.95, 0.2, 0.95, 1.0],
+            "from 1,024 people on here, from 1,024 people on in the published",
+        ),
+        ([0.95, 0.2, 0.3, 0.1], "at no number of people here"),
+        ([0.0, 0.95, 0.9, 1.0], "from 256 people on here"),
+    ],
+)
+def test_looking_up_is_learned_where_more_people_do_not_unlearn_it(
+    recalls: list[float], said: str
+) -> None:
+    cells = [
+        {"n_people": n, "parameters": 60_372, "unseen_recall": recall}
+        for n, recall in zip((64, 256, 1_024, 4_096), recalls, strict=True)
+    ]
+    text = generalisation.agreement(cells)
+    assert said in text
+    agreeing = sum(
+        (recall >= 0.9) == (n >= 1_024)
+        for n, recall in zip((64, 256, 1_024), recalls[:3], strict=True)
+    )
+    assert text.endswith(f"of 3 numbers of people in both, they agree at {agreeing}.")
+
+
+def test_sizes_are_compared_with_the_published_ones() -> None:
+    minima = [
+        {"mode": mode, "parameters": p, "published": published, "facts": facts}
+        for mode, p, published, facts in [
+            ("in-weight", 6_248, None, 128), ("in-weight", 10_908, 10_908, 256),
+            ("in-weight", 23_300, 16_592, 512), ("in-tool", 10_908, 16_592, 256),
+            ("in-tool", None, 23_300, 512),
+        ]
+    ]  # fmt: skip
+    assert bounds.agreement(minima).splitlines() == [
+        "- in-weight: of 2 sizes that were published too, ours is smaller at 0, equal at 1, larger "
+        "at 1.",
+        "- in-weight: from 128 to 512 facts (x4) the smallest P grows x3.7.",
+        "- in-tool: of 1 sizes that were published too, ours is smaller at 1, equal at 0, larger "
+        "at 0.",
+    ]
+
+
+@pytest.mark.parametrize(("bound", "said"), [(6_248, "agree."), (10_908, "disagree.")])
+def test_what_correlation_saves_is_compared_with_what_was_published(bound: int, said: str) -> None:
+    minima = [
+        {"n_people": 128, "parameters": p, "bits": bits}
+        for p, bits in [(10_908, 4e3), (bound, 1e3)]
+    ]
+    ours, *published = compressibility.agreement(minima).splitlines()
+    assert "the entropy to 0.25" in ours
+    assert ours.endswith(said)
+    assert published[1].endswith("8,192 people, published: the smallest P goes to at most 0.73.")
 
 
 def test_seeds_that_recall_the_same_are_drawn(tmp_path: Path) -> None:
@@ -96,19 +169,19 @@ def test_every_width_of_every_preset_is_a_model(
 ) -> None:
     presets = import_module(f"benchmarks.{study}").PRESETS
     for preset, sizes in presets.items():
-        shared = Study(study, StudyConfig(out=tmp_path, preset=preset, recipe=recipe))
+        config = RecipeConfig(out=tmp_path, preset=preset, recipe=recipe)
         for width in sizes.widths:
-            MemoryConfig(database="x", **shared.settings(mode="in-tool", d_model=width))
+            MemoryConfig(database="x", **config.settings(mode="in-tool", d_model=width))
 
 
 def test_every_width_of_the_capacity_search_is_a_model(tmp_path: Path) -> None:
     small = {"tied_embeddings": True, "tokenizer": "used-bytes", "mode": "in-weight"}
     for preset, sizes in capacity.PRESETS.items():
-        shared = Study("capacity", capacity.CapacityConfig(out=tmp_path, preset=preset))
+        config = capacity.CapacityConfig(out=tmp_path, preset=preset)
         for search in sizes.searches.values():
             for width in search.widths:
                 own = {"d_model": width, "d_hidden": 3 * width}
-                MemoryConfig(database="x", **shared.settings(**small, **own))
+                MemoryConfig(database="x", **config.settings(**small, **own))
 
 
 def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
@@ -198,6 +271,32 @@ def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> No
     width = found["d_model"]
     # One table of fewer than 260 tokens, and the gain of its norm, beside the blocks.
     assert found["parameters"] < 32 * width**2 + 265 * width
+
+
+def test_an_interrupted_study_goes_on_under_another_recipe(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "generalisation"
+    command = (*smoke("generalisation", out), "--recipe", "published")
+
+    train = MemoryRun.train
+
+    def one_then_stop(memory_run: MemoryRun) -> dict[str, Any]:
+        if list(out.glob("*/row.json")):
+            raise KeyboardInterrupt
+        return train(memory_run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MemoryRun, "train", one_then_stop)
+        assert run(*command)[0] == 130
+    (done,) = out.glob("*/row.json")
+    before = done.stat().st_mtime_ns
+    assert run(*command)[0] == 0
+    assert done.stat().st_mtime_ns == before
+    report = (out / "report.md").read_text()
+    assert "--recipe published --match steps" in report
+    assert "batch_size 128" in report
+    assert "n_steps 100000" not in report, "the study's own number of steps was taken"
 
 
 def test_a_failed_run_is_named_and_the_others_are_kept(

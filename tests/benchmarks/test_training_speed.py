@@ -74,6 +74,16 @@ def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: 
     assert again[0] == 0
     assert (out / "runs.csv").read_text() == rows, "nothing is trained again"
 
+    # A timed run that was interrupted, so that there is no row, is not continued but begun anew.
+    (timed,) = out.glob("fast-in-weight-*")
+    (timed / "row.json").unlink()
+    (weights,) = timed.glob("checkpoints/*/model.safetensors")
+    before = weights.stat().st_ino, weights.stat().st_mtime_ns
+    assert run(*command, "--only", "fast")[0] == 0
+    assert (weights.stat().st_ino, weights.stat().st_mtime_ns) != before
+    (counted,) = out.glob("published-in-weight-*")
+    assert (counted / "row.json").exists()
+
 
 def test_padding_changes_no_step(world: str) -> None:
     """So the published recipe's steps may be counted in rows cut to their longest."""
