@@ -1,6 +1,9 @@
 """Checkpoints that appear whole or not at all, and are checked when they are read."""
 
+import hashlib
+import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +16,7 @@ from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_mode
 from itl_env.errors import ConfigError, ITLError
 
 _STATE = "training.pt"
+_DIGESTS = "digests.json"  # of every other file, for a flipped bit is not seen otherwise
 _PREFIX = "step-"
 
 
@@ -36,6 +40,7 @@ def save_checkpoint(
         write(partial)
         if state is not None:
             torch.save(state, partial / _STATE)
+        (partial / _DIGESTS).write_text(json.dumps(_digests(partial), indent=1) + "\n")
         for file in partial.iterdir():
             _flush(file)
         _flush(partial)
@@ -50,6 +55,26 @@ def save_checkpoint(
             f"Cannot write the checkpoint {final} ({why}); the one before it is intact."
         ) from error
     return final
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """A hash of each of a checkpoint's files."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.name != _DIGESTS:
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "blake2b").hexdigest()
+    return found
+
+
+def _damage(folder: Path) -> str | None:
+    """What of a checkpoint is not as it was written, if anything."""
+    try:
+        written = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return _DIGESTS
+    there = _digests(folder)
+    return next((name for name in written if there.get(name) != written[name]), None)
 
 
 def _flush(path: Path) -> None:
@@ -83,7 +108,7 @@ def save_model_and_tokenizer(model: NanoLlama, tokenizer: NanoTokenizer, path: P
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The trainer's state; raises ITLError for a broken checkpoint.
+    """The trainer's state; raises ITLError if it cannot be read.
 
     Raises ConfigError for one that never held a state: a model that was finished elsewhere.
     """
@@ -93,13 +118,14 @@ def load_state(path: Path) -> dict[str, Any]:
             "cannot go on from it."
         )
     try:
-        return dict(torch.load(path / _STATE, weights_only=True))
-    except Exception as error:  # a truncated archive raises any of half a dozen types
-        raise ITLError(f"Cannot read {path / _STATE}: {type(error).__name__}.") from None
+        return dict(torch.load(path / _STATE, map_location="cpu", weights_only=True))
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ITLError(f"Cannot read {path / _STATE}: {reason}") from None
 
 
 def load_model_and_state(path: Path) -> dict[str, Any]:
-    """The trainer's state, and under `model` the NanoLlama; raises ITLError if either is broken."""
+    """The trainer's state, and under `model` the NanoLlama; raises what either reader raises."""
     state = load_state(path)
     return {"model": load_model(path), **state}
 
@@ -111,15 +137,16 @@ def newest(
 ) -> dict[str, Any] | None:
     """What `load` gives of the newest checkpoint that is whole; None if there is none.
 
-    Broken ones are warned of and removed: they must neither count among those that are kept nor
-    stand where a whole one will be written.
+    Those with a file that is not as it was written are warned of and removed: they must neither
+    count among those that are kept nor stand where a whole one will be written. What keeps a whole
+    one from being read, such as too little memory, is raised, and nothing is removed.
     """
     for path in reversed(checkpoints(folder)):
-        try:
+        if (name := _damage(path)) is None:
             return load(path)
-        except ConfigError:
-            raise
-        except ITLError as error:
-            warn(f"{error} It is removed; an earlier checkpoint is used, if there is one.")
-            shutil.rmtree(path)
+        warn(
+            f"The checkpoint {path} is broken: {name} is not as it was written. It is removed; an "
+            "earlier checkpoint is used, if there is one."
+        )
+        shutil.rmtree(path)
     return None

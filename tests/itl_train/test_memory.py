@@ -220,14 +220,35 @@ def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
     train_memory(config, tmp_path)
     expected = weights(tmp_path)
     last = checkpoints(tmp_path / "checkpoints")[-1]
-    for name in ("training.pt", "model.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.warns(UserWarning, match="an earlier checkpoint is used"):
-            run = MemoryRun(config, tmp_path)
-        assert run.step == 20
-        run.train()
-        assert same(weights(tmp_path), expected)
+    names = sorted(path.name for path in last.iterdir())
+    assert {"training.pt", "model.safetensors", "digests.json"} <= set(names)
+    for name in names:
+        content = bytearray((last / name).read_bytes())
+        middle = len(content) // 2
+        flipped = bytes([*content[:middle], content[middle] ^ 1, *content[middle + 1 :]])
+        for broken in (bytes(content[:middle]), flipped):
+            (last / name).write_bytes(broken)
+            with pytest.warns(UserWarning, match="an earlier checkpoint is used"):
+                run = MemoryRun(config, tmp_path)
+            assert run.step == 20, name
+            run.train()
+            assert same(weights(tmp_path), expected)
+
+
+def test_a_whole_checkpoint_that_cannot_be_read_now_is_kept(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path)
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", no_memory)
+        with pytest.raises(ITLError, match=r"Cannot read .*training.pt: out of memory"):
+            MemoryRun(config, tmp_path)
+    assert MemoryRun(config, tmp_path).step == config.n_steps
 
 
 def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
@@ -236,7 +257,7 @@ def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
     train_memory(config, tmp_path / "broken")
     (only,) = checkpoints(tmp_path / "broken" / "checkpoints")
     (only / "model.safetensors").write_bytes(b"cut off")
-    with pytest.warns(UserWarning, match="Cannot load a model"):
+    with pytest.warns(UserWarning, match=r"model.safetensors is not as it was written"):
         train_memory(config, tmp_path / "broken")
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
