@@ -202,12 +202,9 @@ class MemoryRun:
         torch.set_num_threads(self.n_threads)
         try:
             self._train(on_metrics)
-            last = self._last_evaluation
-            if last is None or last["step"] != self.step:
-                last = self._evaluate(on_metrics)
+            return self._evaluated or self._evaluate(on_metrics)
         finally:
             torch.set_num_threads(threads_before)
-        return last
 
     def _train(self, on_metrics: OnMetrics | None) -> None:
         """Take the steps that are left."""
@@ -233,6 +230,14 @@ class MemoryRun:
                         self._advance(plan, watch, on_metrics)
                         stop = self.team.any(interrupted())
                     self._save()
+            if not self._evaluated:
+                watch.track(self._evaluate(on_metrics))
+
+    @property
+    def _evaluated(self) -> dict[str, Any] | None:
+        """The evaluation of the model as it is now, if there has been one."""
+        last = self._last_evaluation
+        return last if last is not None and last["step"] == self.step else None
 
     @property
     def finished(self) -> bool:

@@ -97,6 +97,9 @@ def test_a_watched_run_trains_the_same_and_leaves_its_traces(world: str, tmp_pat
     logged = [event.value for event in accumulator.Scalars("loss")]
     assert logged == pytest.approx([row["loss"] for row in costs])
     assert "activation_rms/blocks.1" in accumulator.Tags()["scalars"]
+    recalls = [(row["step"], row["recall_seen"]) for row in watched if "recall_seen" in row]
+    assert recalls[-1][0] == 12
+    assert [(e.step, e.value) for e in accumulator.Scalars("recall_seen")] == recalls
 
 
 def test_a_run_goes_on_under_another_watch(world: str, tmp_path: Path) -> None:
