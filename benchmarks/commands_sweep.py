@@ -1,11 +1,8 @@
 """Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,27 +10,12 @@ import tyro
 import yaml
 
 from benchmarks.board import Board, describe, newest_metrics
-from benchmarks.rows import RUNS, write_rows
-from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
-from itl_env.files import write_text
 from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
-from itl_train.run_folder import has_begun, read_yaml
-from itl_train.sweep import (
-    CELLS,
-    FAILURE,
-    Cell,
-    Launcher,
-    Row,
-    State,
-    at_work,
-    grid,
-    read_row,
-    state,
-    sweep,
-)
-
-ENSEMBLE = "ensemble-of-"  # with which the names of their folders begin
+from itl_train.memory_sweep import memory_cells, sweep_memory
+from itl_train.rows import RUNS
+from itl_train.run_folder import FAILURE, read_yaml
+from itl_train.sweep import CELLS, Launcher, State, at_work, state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,144 +85,23 @@ def _yaml(text: str) -> Any:
         return text
 
 
-def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[Cell]:
-    """One cell for each combination, named by the settings that differ.
-
-    Raises ConfigError if the settings of one contradict.
-    """
-    differing = [key for key, values in axes.items() if len(values) > 1]
-    cells = []
-    for values in grid(axes):
-        settings = {**base, **values}
-        if "database" not in settings:
-            raise ConfigError("No database is named; write database=URL among the axes.")
-        url = parse_url(settings["database"])
-        if holds_password(url):  # settings are written into files
-            raise ConfigError(
-                f"A sweep's database must be named without a password ({public_url(url)}); give it "
-                "in PGPASSWORD or ~/.pgpass."
-            )
-        try:
-            MemoryConfig(**settings)
-        except TypeError as error:  # an unknown name, or text where a number belongs
-            raise ConfigError(f"The settings {values} do not fit: {error}.") from None
-        name = ",".join(f"{key}={values[key]}".replace("/", "_") for key in differing)
-        cells.append(Cell(name or "run", settings))
-    return cells
-
-
-def check_begun(cells: Sequence[Cell], out: Path) -> None:
-    """Raise ConfigError if a cell's folder holds a run of other settings than its name tells."""
-    for cell in cells:
-        if (out / cell.name / "config.yaml").exists():
-            settings = asdict(MemoryConfig(**cell.settings))
-            url = public_url(parse_url(settings["database"]))
-            has_begun(out / cell.name, {**settings, "database": url})
-
-
-def check_done(cells: Sequence[Cell], done: Mapping[str, Row], out: Path) -> None:
-    """Raise ConfigError if the row of a cell, in an ensemble, is of other settings."""
-    for cell in cells:
-        if (row := done.get(cell.name)) is None:
-            continue
-        wanted = asdict(MemoryConfig(**cell.settings))
-        there = asdict(MemoryConfig(**{name: row[name] for name in wanted if name in row}))
-        if differing := [name for name in wanted if wanted[name] != there[name]]:
-            key = differing[0]
-            raise ConfigError(
-                f"{out / row['folder']} holds a run {cell.name} with {key}={there[key]!r}, not "
-                f"{wanted[key]!r}; choose another folder, or remove it."
-            )
-
-
-def ensembles(cells: Sequence[Cell], config: SweepMemory) -> list[Cell]:
-    """The same runs, those joined in one cell that train fastest as one model; see `train_cell`.
-
-    With several jobs at a time, ensembles are made small enough that all have work; so one that is
-    unfinished goes on only with as many jobs as before.
-    """
-    from itl_train.ensemble import fastest_size, may_join
-
-    alike: dict[Any, list[Cell]] = {}
-    for cell in cells:
-        settings = MemoryConfig(**cell.settings)
-        size = config.ensemble or fastest_size(settings)
-        alone = size == 1 or (config.out / cell.name).exists()  # as it may have begun
-        alike.setdefault(cell.name if alone else (size, may_join(settings)), []).append(cell)
-    joined = []
-    for key, own in alike.items():
-        if isinstance(key, str):
-            joined += own
-            continue
-        size = key[0]
-        if config.at_a_time:
-            size = min(size, math.ceil(len(own) / config.at_a_time))
-        joined += [_joined(own[first : first + size]) for first in range(0, len(own), size)]
-    return joined
-
-
-def _joined(cells: Sequence[Cell]) -> Cell:
-    if len(cells) == 1:
-        return cells[0]
-    members = [{"name": cell.name, "settings": dict(cell.settings)} for cell in cells]
-    digest = hashlib.blake2b(json.dumps(members).encode(), digest_size=4).hexdigest()
-    return Cell(f"{ENSEMBLE}{len(cells)}-{digest}", {"members": members})
-
-
-def finished_members(out: Path) -> dict[str, Row]:
-    """The rows of runs that were members of ensembles, by their cell."""
-    done = [read_row(folder) for folder in out.glob(f"{ENSEMBLE}*") if state(folder) == "done"]
-    return {row["cell"]: row for ensemble in done for row in ensemble["rows"]}
-
-
-def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train one run; its row is its settings and its last evaluation.
-
-    An ensemble's settings are its `members`, and its row holds their `rows`, which say in which
-    folder beside those of other cells each member is.
-    """
-    from itl_train.ensemble import EnsembleRun
-    from itl_train.memory import MemoryRun
-
-    if "members" not in settings:
-        run = MemoryRun(MemoryConfig(**settings), folder)
-        last = run.train()
-        return {**settings, "parameters": run.model.config.n_parameters, **last}
-    members = settings["members"]
-    together = EnsembleRun([MemoryConfig(**each["settings"]) for each in members], folder)
-    evaluations = together.train()
-    own = {"parameters": together.model.config.n_parameters}
-    return {
-        "rows": [
-            {"cell": m["name"], **m["settings"], **own, **last, "folder": f"{folder.name}/{place}"}
-            for m, last, place in zip(
-                members, evaluations, (member.path.name for member in together.members), strict=True
-            )
-        ]
-    }
-
-
 def run_sweep_memory(config: SweepMemory) -> None:
     """Run what is left of the sweep, and print how it stands."""
     base = {**RECIPES[config.recipe], **(read_yaml(Path(config.base)) if config.base else {})}
-    cells = memory_cells(dict(map(parse_axis, config.axes)), base)
-    if config.out.exists() and not config.out.is_dir():
-        raise ConfigError(f"{config.out} is a file; name a folder for the sweep.")
-    config.out.mkdir(parents=True, exist_ok=True)
-    check_begun(cells, config.out)
-    done = finished_members(config.out)
-    check_done(cells, done, config.out)
-    left = ensembles([cell for cell in cells if cell.name not in done], config)
-    own = {done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done}
-    names = [*own, *(cell.name for cell in left)]
-    write_text(config.out / CELLS, json.dumps(names, indent=1) + "\n")
+    axes = list(map(parse_axis, config.axes))
+    names = [name for name, _ in axes]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"{twice[0]} is given twice; write its values as one axis.")
+    cells = memory_cells(dict(axes), base)
     with Board(config.out) as board:
-        ended = sweep(
-            left, train_cell, config.out, config, retry=config.retry, on_change=board.show
+        rows = sweep_memory(
+            cells,
+            config.out,
+            config,
+            ensemble=config.ensemble,
+            retry=config.retry,
+            on_change=board.show,
         )
-    done |= {row["cell"]: row for each in ended for row in each.get("rows", [each])}
-    rows = [done[cell.name] for cell in cells if cell.name in done]
-    write_rows(config.out / RUNS, rows)
     print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / RUNS}")
     if len(rows) < len(cells):
         raise ITLError(

@@ -14,12 +14,12 @@ from typing import Any, Generic, Literal, TypeVar
 from benchmarks.board import Board
 from benchmarks.cells import train_cell
 from benchmarks.reference import RECALL
-from benchmarks.rows import RUNS, read_rows, write_rows
 from benchmarks.study_report import results_folder
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
-from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, sweep
+from itl_train.rows import RUNS, read_rows, write_rows
+from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, on_gpus, sweep
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -110,7 +110,9 @@ class Study(Generic[Group]):
                 cells,
                 self.work,
                 config.out,
-                launcher or config,
+                on_gpus(launcher or config)
+                if config.device.startswith("cuda")
+                else launcher or config,
                 known=self._known.values(),
                 retry=config.retry,
                 on_change=board.show,

@@ -201,15 +201,14 @@ class MemoryRun:
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self.n_threads)
         try:
-            self._train(on_metrics)
+            if not self.finished:
+                self._train(on_metrics)
             return self._evaluated or self._evaluate(on_metrics)
         finally:
             torch.set_num_threads(threads_before)
 
     def _train(self, on_metrics: OnMetrics | None) -> None:
-        """Take the steps that are left."""
-        if self.finished:
-            return
+        """Take the steps that are left, of which there is at least one."""
         plan = self.plan
         digest = plan.dialogues.digest()
         if self._digest not in (None, digest):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+FAILURE = "failure.txt"  # beside or above a run: why the job that trained it failed
+
+
 class RunFolder:
     """`config.yaml`, `versions.json`, `metrics.jsonl` and `checkpoints/` of one run."""
 
@@ -88,6 +91,8 @@ def load_runs(folder: str | Path) -> "pd.DataFrame":
     for file in sorted(Path(folder).rglob("config.yaml")):
         settings = read_yaml(file)
         if "members" in settings:  # an ensemble, whose members are runs
+            continue
+        if (file.parent.parent / FAILURE).exists():  # a member of one that failed, and was run anew
             continue
         newest: dict[str, Any] = {}
         for row in RunFolder(file.parent).rows():

@@ -8,25 +8,27 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.jobs import Processes, SlurmQueue
+from itl_train.run_folder import FAILURE
 
 Row = dict[str, Any]
 Work = Callable[[Mapping[str, Any], Path], Row]
 State = Literal["done", "failed", "running", "waiting"]
 
-ROW, FAILURE = "row.json", "failure.txt"
+ROW = "row.json"
 LOCK, SECONDS = ".lock", ".seconds"  # dotted: not of the run whose folder it is
 CELLS = "cells.json"  # the names of a folder's cells, for whoever asks how they stand
 POLL_S = 0.5
@@ -58,7 +60,11 @@ class Launcher:
         """Jobs at a time; 0 for any number."""
         if self.launcher == "here":
             return 1
-        return self.workers or (len(os.sched_getaffinity(0)) if self.launcher == "local" else 0)
+        if self.launcher == "slurm":
+            return self.workers
+        if self.gpus:
+            return min(self.workers or sys.maxsize, max(1, _gpus_here() // self.gpus))
+        return self.workers or len(os.sched_getaffinity(0))
 
     def __post_init__(self) -> None:
         for name in ("threads", "minutes", "memory_gb"):
@@ -67,6 +73,19 @@ class Launcher:
         for name in ("workers", "gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def on_gpus(launcher: Launcher) -> Launcher:
+    """The same for runs on GPUs: unless it says how many, each job has one of its own."""
+    if launcher.gpus or launcher.launcher == "here":
+        return launcher
+    return replace(launcher, gpus=1)
+
+
+def _gpus_here() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -96,6 +115,7 @@ class Job:
         torch.set_num_threads(self.threads)
         clock = self.folder / SECONDS
         before = float(clock.read_text()) if clock.exists() else 0.0
+        _queue_again_on_either_signal()
         began = time.perf_counter()
         try:
             row = self.work(self.cell.settings, self.folder)
@@ -114,6 +134,14 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _queue_again_on_either_signal() -> None:
+    """Let SIGUSR1, which some clusters send before the end, do what submitit does on SIGUSR2."""
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGUSR2)
+        if callable(handler):
+            signal.signal(signal.SIGUSR1, handler)
 
 
 def state(folder: Path) -> State:
@@ -212,9 +240,15 @@ def _run(
     try:
         while queue or running:
             while queue and len(running) < at_a_time:
-                cell = queue.pop()
+                cell = queue[-1]
                 job = Job(work, cell, out / cell.name, launcher.threads)
-                running[cell.name] = jobs.submit(job, job.folder)
+                try:
+                    running[cell.name] = jobs.submit(job, job.folder)
+                except ITLError:  # a limit of jobs, perhaps: there will be room when one has ended
+                    if not running:
+                        raise
+                    break
+                queue.pop()
                 states[cell.name] = "running"
             on_change(states)
             ended: list[str] = []
@@ -261,9 +295,7 @@ def _jobs(launcher: Launcher, logs: Path) -> Processes | SlurmQueue:
     if launcher.launcher == "local":
         if not launcher.gpus:
             return Processes(logs, settings)
-        import torch
-
-        here = torch.cuda.device_count()
+        here = _gpus_here()
         if launcher.gpus > here:
             raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {here}.")
         return Processes(logs, settings, range(here), launcher.gpus)

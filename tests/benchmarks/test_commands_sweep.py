@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.board import Board
-from benchmarks.commands_sweep import memory_cells, parse_axis
+from benchmarks.commands_sweep import parse_axis
 from itl_env.errors import ConfigError
 from itl_train.run_folder import load_runs
 
@@ -28,20 +28,6 @@ def test_axes_are_lists_or_ranges_of_settings() -> None:
     for text, said in (("seed", "no axis"), ("seed=", "no axis"), ("sead=1", "no setting 'sead'")):
         with pytest.raises(ConfigError, match=said):
             parse_axis(text)
-
-
-def test_a_contradiction_is_found_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match="does not divide"):
-        memory_cells({"d_model": [64, 65]}, {"database": "facts.db"})
-    with pytest.raises(ConfigError, match="No database"):
-        memory_cells({"seed": [0]}, {})
-    with pytest.raises(ConfigError, match="n_people is 'many'; it must be of type int"):
-        memory_cells({"n_people": ["many"]}, {"database": "facts.db"})
-    with pytest.raises(ConfigError, match="sead"):
-        memory_cells({"seed": [0]}, {"database": "facts.db", "sead": 1})
-    with pytest.raises(ConfigError, match="without a password") as refused:
-        memory_cells({"database": ["postgresql://me:secret@host/facts"]}, {})
-    assert "secret" not in str(refused.value)
 
 
 def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path: Path) -> None:
@@ -109,6 +95,13 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     status, _, err = run(*command, "seed=0:3", "--out", joined)
     assert status == 2
     assert "lr=0.008, not 0.001" in sentence(err), "rows of other settings are not passed off"
+
+
+def test_an_axis_given_twice_is_refused(run, world: str, tmp_path: Path) -> None:
+    command = ("sweep", "memory", f"database={world}", "lr=1e-3", "lr=2e-3", "--out", tmp_path)
+    status, _, err = run(*command)
+    assert status == 2
+    assert "lr is given twice" in sentence(err)
 
 
 def test_status_of_what_is_no_sweep(run, tmp_path: Path) -> None:

@@ -101,10 +101,11 @@ def test_rows_are_those_of_this_process_and_a_failure_keeps_its_traceback(tmp_pa
     [
         # What Slurm does when a job's time is nearly over: submitit has it queued again.
         ("scancel", "--signal=USR2"),
+        ("scancel", "--signal=USR1"),  # where a cluster is set to that
         # What it does in a preemption: SIGTERM, which submitit passes over, and soon the kill.
         ("scontrol", "requeue"),
     ],
-    ids=["timeout", "preemption"],
+    ids=["timeout", "another signal", "preemption"],
 )
 def test_a_job_that_is_stopped_is_queued_again_and_ends_as_an_undisturbed_one(
     tmp_path: Path, undisturbed: list[Row], command: tuple[str, str]

@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import submitit
 
 from benchmarks.cells import train_cell
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
+from itl_train import sweep as sweeps
 from itl_train.jobs import Processes
-from itl_train.sweep import Cell, Launcher, State, at_work, grid, state, sweep
+from itl_train.sweep import Cell, Job, Launcher, State, at_work, grid, on_gpus, state, sweep
 
 MODEL = {
     "mode": "in-weight", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4,
@@ -119,6 +121,41 @@ def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) 
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         assert steps == sorted(steps), "nobody else has written there"
         assert steps[-1] == 2000
+
+
+def test_a_job_that_is_refused_for_now_is_submitted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one beyond the number of jobs that Slurm lets a user have."""
+    submitted: list[bool] = []
+
+    class OneAtATime(Processes):
+        def submit(self, work: Job, folder: Path) -> submitit.Job:
+            at_work = len(submitted) - sum((tmp_path / n / "row.json").exists() for n in "abc")
+            if at_work:
+                raise ITLError("Slurm refuses the job: there are too many.")
+            submitted.append(True)
+            return super().submit(work, folder)
+
+    monkeypatch.setattr(sweeps, "Processes", OneAtATime)
+    rows = sweep([cell("a"), cell("b"), cell("c")], train_cell, tmp_path, Launcher(workers=3))
+    assert [row["cell"] for row in rows] == ["a", "b", "c"]
+
+    def refuse(*_: object) -> None:
+        raise ITLError("Slurm refuses the job: there is no such partition.")
+
+    monkeypatch.setattr(OneAtATime, "submit", refuse)
+    with pytest.raises(ITLError, match="no such partition"):
+        sweep([cell("d")], train_cell, tmp_path, Launcher())
+
+
+def test_runs_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "_gpus_here", lambda: 4)
+    assert on_gpus(Launcher()).at_a_time == 4
+    assert on_gpus(Launcher(gpus=2)).at_a_time == 2
+    assert on_gpus(Launcher(workers=3)).at_a_time == 3
+    assert on_gpus(Launcher("slurm")) == Launcher("slurm", gpus=1)
+    assert on_gpus(Launcher("here")) == Launcher("here")
 
 
 def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:

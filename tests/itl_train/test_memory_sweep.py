@@ -1,0 +1,83 @@
+"""Grids of memory runs, and the ensembles that train them."""
+
+import json
+from functools import partialmethod
+from pathlib import Path
+
+import pytest
+
+from itl_env.errors import ConfigError
+from itl_train.ensemble import EnsembleRun
+from itl_train.memory_sweep import memory_cells, sweep_memory
+from itl_train.run_folder import load_runs
+from itl_train.sweep import Launcher
+
+
+def test_a_contradiction_is_found_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match="does not divide"):
+        memory_cells({"d_model": [64, 65]}, {"database": "facts.db"})
+    with pytest.raises(ConfigError, match="No database"):
+        memory_cells({"seed": [0]}, {})
+    with pytest.raises(ConfigError, match="no value of seed"):
+        memory_cells({"lr": [1e-3], "seed": []}, {"database": "facts.db"})
+    with pytest.raises(ConfigError, match="n_people is 'many'; it must be of type int"):
+        memory_cells({"n_people": ["many"]}, {"database": "facts.db"})
+    with pytest.raises(ConfigError, match="sead"):
+        memory_cells({"seed": [0]}, {"database": "facts.db", "sead": 1})
+    with pytest.raises(ConfigError, match="without a password") as refused:
+        memory_cells({"database": ["postgresql://me:secret@host/facts"]}, {})
+    assert "secret" not in str(refused.value)
+
+
+def small(world: str, **changes: object) -> dict[str, object]:
+    """Settings of runs that train as one model."""
+    return {
+        "database": world, "mode": "in-weight", "n_people": 4, "n_unseen": 0, "d_model": 16,
+        "n_layers": 1, "n_heads": 2, "d_hidden": 16, "batch_size": 4, "n_steps": 60, "n_threads": 1,
+        "log_every": 20, "checkpoint_every": 20, "n_evaluate": 4, **changes,
+    }  # fmt: skip
+
+
+def test_a_member_that_fails_does_not_take_the_others_along(world: str, tmp_path: Path) -> None:
+    cells = memory_cells({"lr": [1e-3, 1e30, 2e-3]}, small(world))
+    rows = sweep_memory(cells, tmp_path, Launcher("here"))
+    assert [row["lr"] for row in rows] == [1e-3, 2e-3]
+    (ensemble,) = tmp_path.glob("ensemble-of-3-*")
+    assert "The loss of member 1" in (ensemble / "failure.txt").read_text()
+    assert "The loss is" in (tmp_path / "lr=1e+30" / "failure.txt").read_text()
+    assert sorted(load_runs(tmp_path)["run"]) == ["lr=0.001", "lr=0.002", "lr=1e+30"]
+    before = (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns
+    assert sweep_memory(cells, tmp_path, Launcher("here")) == rows
+    assert (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_ensemble_is_finished_by_another_grid(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: EnsembleRun, step: int) -> None:
+        """Let the ensemble be interrupted after a step."""
+
+        def on_metrics(row: dict[str, object]) -> None:
+            if row["step"] == step:
+                raise KeyboardInterrupt
+
+        train(run, on_metrics)
+
+    train = EnsembleRun.train
+    three, four = (memory_cells({"seed": range(n)}, small(world)) for n in (3, 4))
+    expected = sweep_memory(three, tmp_path / "whole", Launcher("here"))
+    out = tmp_path / "interrupted"
+    with monkeypatch.context() as patched:
+        patched.setattr(EnsembleRun, "train", partialmethod(interrupted, 40))
+        with pytest.raises(KeyboardInterrupt):
+            sweep_memory(three, out, Launcher("here"))
+    (ensemble,) = out.glob("ensemble-of-3-*")
+    with pytest.raises(ConfigError, match=r"with lr=0\.004, not 0\.5"):
+        sweep_memory(memory_cells({"seed": range(3)}, small(world, lr=0.5)), out, Launcher("here"))
+
+    rows = sweep_memory(four, out, Launcher(workers=2))  # which would make other ensembles
+    steps = [json.loads(line)["step"] for line in (ensemble / "metrics.jsonl").open()]
+    assert steps == [20, 40, 60], "it went on"
+    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    assert timeless[:3] == expected
+    assert sorted(load_runs(out)["seed"]) == [0, 1, 2, 3]
