@@ -20,7 +20,15 @@ from benchmarks.reference import (
     RECALL,
 )
 from benchmarks.studies import WIDTHS, RecipeConfig, Study
-from benchmarks.study_report import RULED_OUT, finish, line_fit, minimum, number, spread, table
+from benchmarks.study_report import (
+    RULED_OUT,
+    finish,
+    line_fit,
+    minimum,
+    number,
+    recall_spread,
+    table,
+)
 from itl_env.facts import ATTRIBUTES
 from itl_env.recall import Mode
 from itl_train.sweep import Cell
@@ -111,7 +119,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"{row['facts']:,}",
             number(row["parameters"], f"none up to d {sizes['widths'][-1]}"),
             number(row["failed"]),
-            spread(row),
+            recall_spread(row),
             f"{row['exposures']:,.0f}",
             "-" if row["bits_per_parameter"] is None else f"{row['bits_per_parameter']:.2f}",
             number(row["published"]),

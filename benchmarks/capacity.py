@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
-from benchmarks.reference import BITS_PER_PARAMETER, BOUNDS_IN_WEIGHT, RECALL, parameters_needed
+from benchmarks.reference import (
+    BITS_PER_PARAMETER,
+    BITS_PER_PERSON,
+    BOUNDS_IN_WEIGHT,
+    RECALL,
+    parameters_needed,
+)
 from benchmarks.studies import RecipeConfig, Study
-from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
+from benchmarks.study_report import RULED_OUT, finish, minimum, number, recall_spread, table
 from itl_train.sweep import Cell
-
-BITS_PER_PERSON = 31.25
 
 
 class Search(NamedTuple):
@@ -96,7 +100,7 @@ def report(result: Mapping[str, Any]) -> str:
                 f"{n:,}",
                 number(p, "none"),
                 number(row["failed"]),
-                spread(row),
+                recall_spread(row),
                 f"{row['exposures']:,.0f}",
                 "-" if p is None else f"{row['bits_per_parameter']:.2f}",
                 *(number(parameters_needed(n, BITS_PER_PERSON, bits)) for bits in limits),

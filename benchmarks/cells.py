@@ -1,7 +1,5 @@
 """A cell of the memory-load studies: one model, trained on one world, and its recall at the end."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ from itl_env.entropy import world_entropy
 from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
 from itl_env.files import whole_file
 from itl_train.memory_config import MemoryConfig
-from itl_train.sweep import Cell, Row
+from itl_train.sweep import Cell, Row, digest
 
 if TYPE_CHECKING:
     from itl_train.memory import MemoryRun
@@ -86,9 +84,7 @@ def make_cell(name: str, world: World, model: Mapping[str, Any], **own: Any) -> 
     settings = {"world": vars(world), "model": dict(model), **own}
     resolved = asdict(memory_config(settings, database=""))
     matter = {name: value for name, value in resolved.items() if name not in NO_MATTER}
-    text = json.dumps([PROTOCOL, vars(world), matter, own], sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
-    return Cell(f"{name}-{digest}", settings)
+    return Cell(f"{name}-{digest([PROTOCOL, vars(world), matter, own])}", settings)
 
 
 def seed_cells(name: str, worlds: Iterable[World], model: Mapping[str, Any]) -> list[Cell]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import AT_MOST, COMPRESSIBILITY, RECALL
 from benchmarks.studies import WIDTHS, RecipeConfig, Study
-from benchmarks.study_report import RULED_OUT, finish, minimum, number, spread, table
+from benchmarks.study_report import RULED_OUT, finish, minimum, number, recall_spread, table
 from itl_env.entropy import world_entropy
 from itl_train.sweep import Cell
 
@@ -111,7 +111,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"{row['bits'] / row['n_people'] / 4:.2f}",
             number(row["parameters"], f"none up to d {sizes['widths'][-1]}"),
             number(row["failed"]),
-            spread(row),
+            recall_spread(row),
             f"{row['exposures']:,.0f}",
             number(row["published"]),
         )

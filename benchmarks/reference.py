@@ -55,6 +55,9 @@ COMPRESSIBILITY: Mapping[int, Mapping[float, int]] = {
 AT_MOST = ((8_192, 0.75), (8_192, 1.0))
 """Those of `COMPRESSIBILITY` that are upper bounds: nothing smaller was trained."""
 
+BITS_PER_PERSON = 31.25
+"""Entropy of the four values of a person in the uncorrelated world."""
+
 BITS_PER_PARAMETER: Mapping[str, float] = {
     "2 bits (Allen-Zhu and Li, arXiv 2404.05405)": 2.0,
     "3.6 bits (Morris et al., arXiv 2505.24832)": 3.6,

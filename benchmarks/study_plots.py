@@ -13,6 +13,7 @@ from benchmarks.plots import CHANCE, IN_TOOL, IN_WEIGHT, save
 from benchmarks.reference import (
     AT_MOST,
     BITS_PER_PARAMETER,
+    BITS_PER_PERSON,
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
     COMPRESSIBILITY,
@@ -20,9 +21,9 @@ from benchmarks.reference import (
     LINE_OF_MEANS,
     RECALL,
 )
+from itl_env.facts import ATTRIBUTES
 
 COLOURS = {"in-tool": IN_TOOL, "in-weight": IN_WEIGHT}
-BITS_PER_FACT = 7.81  # of the uncorrelated world
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -36,14 +37,7 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
             *zip(*points, strict=True), "o", mfc="none", color=COLOURS[mode], ms=6,
             label=f"{mode}, published",
         )  # fmt: skip
-        ours = [row for row in minima if row["mode"] == mode and row["parameters"]]
-        if ours:
-            p = np.array([row["parameters"] for row in ours], dtype=float)
-            below = p - np.array([row["failed"] or 0 for row in ours], dtype=float)
-            axes.errorbar(
-                [row["facts"] for row in ours], p, yerr=[below, np.zeros_like(p)], fmt="o-",
-                color=COLOURS[mode], capsize=3, label=f"{mode}, here (bars: down to what fails)",
-            )  # fmt: skip
+        _minima(axes, [row for row in minima if row["mode"] == mode], "facts", mode, COLOURS[mode])
     span = sorted({row["facts"] for row in minima} | {4 * n for n in BOUNDS_IN_WEIGHT})
     x = np.geomspace(span[0], span[-1], 200)
     if fit:
@@ -58,7 +52,7 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
     )  # fmt: skip
     for (name, bits), style in zip(BITS_PER_PARAMETER.items(), ("--", "-."), strict=True):
         axes.plot(
-            x, x * BITS_PER_FACT / bits, color=CHANCE, lw=1, ls=style,
+            x, x * BITS_PER_PERSON / len(ATTRIBUTES) / bits, color=CHANCE, lw=1, ls=style,
             label=f"theorem 3.2 at {name.partition(' (')[0]} a parameter",
         )  # fmt: skip
     axes.axhline(
@@ -121,16 +115,8 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
     figure = Figure(figsize=(6.5, 4))
     axes = figure.subplots()
     for n in sorted({int(row["n_people"]) for row in minima}):
-        ours = [row for row in minima if row["n_people"] == n and row["parameters"]]
-        if ours:
-            p = np.array([row["parameters"] for row in ours], dtype=float)
-            below = p - np.array([row["failed"] or 0 for row in ours], dtype=float)
-            axes.errorbar(
-                [row["correlation"] for row in ours], p, yerr=[below, np.zeros_like(p)],
-                fmt="o-", color=IN_WEIGHT, capsize=3,
-                label=f"{n:,} people, here (bar: down to what fails)",
-            )  # fmt: skip
         every = [row for row in minima if row["n_people"] == n]
+        _minima(axes, every, "correlation", f"{n:,} people", IN_WEIGHT)
         axes.plot(
             [row["correlation"] for row in every], [row["bits"] / 2 for row in every],
             color=CHANCE, lw=1, label=f"{n:,} people, entropy at 2 bits a parameter",
@@ -149,6 +135,19 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
         )  # fmt: skip
     axes.set(yscale="log", xlabel="correlation within families", ylabel="smallest P, parameters")
     _finish(figure, axes, path, columns=1)
+
+
+def _minima(axes: Axes, minima: Rows, x: str, what: str, color: str) -> None:
+    """Smallest P against x, with bars down to the largest P that fails."""
+    found = [row for row in minima if row["parameters"]]
+    if not found:
+        return
+    p = np.array([row["parameters"] for row in found], dtype=float)
+    below = p - np.array([row["failed"] or 0 for row in found], dtype=float)
+    axes.errorbar(
+        [row[x] for row in found], p, yerr=[below, np.zeros_like(p)], fmt="o-", color=color,
+        capsize=3, label=f"{what}, here (bars: down to what fails)",
+    )  # fmt: skip
 
 
 def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:

@@ -45,7 +45,7 @@ def number(value: float | None, otherwise: str = "-") -> str:
     return otherwise if value is None else f"{value:,.0f}"
 
 
-def spread(row: Mapping[str, Any]) -> str:
+def recall_spread(row: Mapping[str, Any]) -> str:
     """The recall of `minimum`, with the lowest and the highest seed."""
     if row["recall"] is None:
         return "-"

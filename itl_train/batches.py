@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itl_agents.render import IGNORED, DialogueTokenizer, Rendered, render
+from itl_agents.render import IGNORED, Rendered
 from itl_env import streams
-from itl_env.episode import Episode
 from itl_env.errors import ConfigError
 
 
@@ -70,11 +69,6 @@ class Dialogues:
     ids: Tensor
     trained: Tensor
     starts: Tensor
-
-    @classmethod
-    def render(cls, episodes: Iterable[Episode], tokenizer: DialogueTokenizer) -> "Dialogues":
-        """Render every episode; raises ValueError if there is none."""
-        return cls.of(render(episode, tokenizer) for episode in episodes)
 
     @classmethod
     def of(cls, every: Iterable[Rendered]) -> "Dialogues":

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from itl_agents.nanollama import NanoLlama, NanoLlamaAgent
-from itl_env import streams
 from itl_env.errors import ConfigError, ITLError
 from itl_train.batches import BatchPlan, stacked
 from itl_train.checkpoint import (
@@ -30,6 +29,7 @@ from itl_train.run_folder import RunFolder
 from itl_train.sources import open_plan
 from itl_train.step import check_compiler, compiled, ensemble_step, learning_rates, make_optimizers
 from itl_train.team import check_device
+from itl_train.threads import threads
 
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
 """The settings in which members may differ."""
@@ -57,10 +57,9 @@ class EnsembleRun:
         settings = [recorded(*pair) for pair in zip(self.configs, self.tasks, strict=True)]
         self.folder = RunFolder.open(out, {"members": settings})
         self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
-        seeds = [streams.key(config.seed, "initialisation") % 2**63 for config in self.configs]
         self.model = NanoLlama(
             self.config.model_config(self.tokenizer.vocabulary_size),
-            seeds,
+            [config.initial_seed for config in self.configs],
             zero_residual=self.config.zero_residual,
         ).to(self.config.device)
         self._trained = compiled(self.model) if self.config.compile else self.model
@@ -96,17 +95,13 @@ class EnsembleRun:
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.n_threads)
-        try:
+        with threads(self.n_threads):
             while not self.finished:
                 with deferred_interrupt() as interrupted:
                     while not self.finished and not interrupted():
                         self._advance(on_metrics)
                     self._save()
             return [self._finish(index) for index in range(len(self.configs))]
-        finally:
-            torch.set_num_threads(threads_before)
 
     @property
     def finished(self) -> bool:
@@ -228,7 +223,7 @@ def fastest_size(config: MemoryConfig) -> int:
     """As how many members of one model runs like this one train fastest; 1 for alone.
 
     On a CPU, one thread a job, as `itl bench run ensembles --n-threads 1` measures it: the wider
-    the model and the larger the batch, the less there is to gain.
+    the model and the larger the batch, the less there is to gain. On a GPU nobody has measured it.
     """
     if config.tokenizer == "used-bytes":  # whose vocabularies differ
         return 1

@@ -3,8 +3,8 @@
     itl train memory --database sqlite:///facts.db --mode in-tool --out runs/in-tool
 
 The training data are the expert's episodes in the very task that evaluates the model. A run is a
-folder that can be killed at any moment; started again, it goes on from its last checkpoint and ends
-with the same bits as an unbroken run on the same machine.
+folder that can be killed at any moment; started again, it goes on from its last checkpoint and, on
+the CPU of the same machine, ends with the same bits as an unbroken run.
 """
 
 import dataclasses
@@ -26,7 +26,6 @@ from itl_agents.nanollama import (
     NanoTokenizer,
     open_tokenizer,
 )
-from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import Mode, RecallTask
@@ -44,6 +43,7 @@ from itl_train.run_folder import RunFolder, has_begun
 from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
 from itl_train.step import check_compiler, compiled, learning_rates, make_optimizers, train_step
 from itl_train.team import Team, check_device
+from itl_train.threads import threads
 from itl_train.watch import Watch, check_trackers
 from itl_train.watch_config import WatchConfig
 
@@ -142,7 +142,7 @@ class MemoryRun:
         self.step = self._saved_step = 0
         self.model = NanoLlama(
             config.model_config(self.tokenizer.vocabulary_size),
-            seed=streams.key(config.seed, "initialisation") % 2**63,
+            seed=config.initial_seed,
             zero_residual=config.zero_residual,
         )
         self._loss_sum, self._loss_steps = 0.0, 0
@@ -198,14 +198,10 @@ class MemoryRun:
         checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
         finite, naming the step.
         """
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.n_threads)
-        try:
+        with threads(self.n_threads):
             if not self.finished:
                 self._train(on_metrics)
             return self._evaluated or self._evaluate(on_metrics)
-        finally:
-            torch.set_num_threads(threads_before)
 
     def _train(self, on_metrics: OnMetrics | None) -> None:
         """Take the steps that are left, of which there is at least one."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
 from itl_env.errors import ConfigError
@@ -156,6 +157,11 @@ class MemoryConfig:
             rope_theta=self.rope_theta,
             max_length=self.max_length,
         )
+
+    @property
+    def initial_seed(self) -> int:
+        """Of the model's initialisation."""
+        return streams.key(self.seed, "initialisation") % 2**63
 
     def is_enough(self, evaluation: Mapping[str, Any] | None) -> bool:
         """Whether an evaluation shows the recall at which training ends early."""

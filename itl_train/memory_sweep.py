@@ -7,7 +7,6 @@
 The same call goes on with what an interrupted one left.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,19 @@ from itl_env.files import write_text
 from itl_train.memory_config import MemoryConfig
 from itl_train.rows import RUNS, write_rows
 from itl_train.run_folder import has_begun
-from itl_train.sweep import CELLS, Cell, Launcher, Row, State, grid, on_gpus, read_row, state, sweep
+from itl_train.sweep import (
+    CELLS,
+    Cell,
+    Launcher,
+    Row,
+    State,
+    digest,
+    grid,
+    on_gpus,
+    read_row,
+    state,
+    sweep,
+)
 
 ENSEMBLE = "ensemble-of-"  # with which the names of their folders begin
 ENSEMBLES = "ensembles.json"  # of each ensemble of a sweep, its members' names and settings
@@ -85,13 +96,15 @@ def sweep_memory(
     while True:
         done = finished_members(out)
         check_done(cells, done, out)
-        left = ensembles([cell for cell in cells if cell.name not in done], out, launcher, ensemble)
+        left = join_cells(
+            [cell for cell in cells if cell.name not in done], out, launcher, ensemble
+        )
         begun = {
             done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done
         }
         names = [*begun, *(cell.name for cell in left)]
         write_text(out / CELLS, json.dumps(names, indent=1) + "\n")
-        ended = sweep(left, train_cell, out, launcher, retry=retry, on_change=on_change)
+        ended = sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
         if not any(_failed(out, cell) for cell in left):
             break
         retry = False  # what failed alone failed just now
@@ -129,7 +142,7 @@ def _check_same(cell: Cell, there: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def ensembles(cells: Sequence[Cell], out: Path, launcher: Launcher, size: int = 0) -> list[Cell]:
+def join_cells(cells: Sequence[Cell], out: Path, launcher: Launcher, size: int = 0) -> list[Cell]:
     """The same runs, some of them joined in one cell that trains them as one model.
 
     size: of ensembles; 0 for the fastest, but small enough that all jobs at a time have work.
@@ -176,8 +189,7 @@ def _joined(cells: Sequence[Cell]) -> Cell:
     if len(cells) == 1:
         return cells[0]
     members = [{"name": cell.name, "settings": dict(cell.settings)} for cell in cells]
-    digest = hashlib.blake2b(json.dumps(members).encode(), digest_size=4).hexdigest()
-    return Cell(f"{ENSEMBLE}{len(cells)}-{digest}", {"members": members})
+    return Cell(f"{ENSEMBLE}{len(cells)}-{digest(members)}", {"members": members})
 
 
 def _failed(out: Path, cell: Cell) -> bool:
@@ -191,7 +203,7 @@ def finished_members(out: Path) -> dict[str, Row]:
     return {row["cell"]: row for ensemble in done for row in ensemble["rows"]}
 
 
-def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     """Train one run; its row is its settings and its last evaluation.
 
     An ensemble's settings are its `members`, and its row holds their `rows`, which say in which

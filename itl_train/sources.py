@@ -4,8 +4,9 @@ A source is written `KIND` or `KIND=WEIGHT`, where the kind is
 
 - `in-tool` or `in-weight`: the expert's episodes about every fact, with the tool or without,
 - `biographies`: a line of text about each person,
-- anything else: a file or folder that `datasets` reads (JSON lines, CSV, Parquet, Arrow, text), or
-  the name of a data set. A column `messages` holds dialogues, a column `text` holds plain text.
+- anything else: a file or folder that `datasets` reads (JSON lines, CSV, Parquet, Arrow, text and
+  more, compressed or not), or the name of a data set. A column `messages` holds dialogues, a column
+  `text` holds plain text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +24,6 @@ from itl_env.recall import Mode, RecallTask
 from itl_train.batches import BatchPlan, Dialogues
 from itl_train.memory_config import MemoryConfig
 
-READERS = {
-    ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow",
-    ".txt": "text",
-}  # fmt: skip
 ROLES = get_args(Role)
 MODES = get_args(Mode)
 ABOUT_PEOPLE = (*MODES, "biographies")
@@ -182,7 +179,8 @@ def text_pieces(text: str, tokenizer: DialogueTokenizer, max_length: int) -> Ite
 
 
 def open_dataset(name: str) -> Iterable[dict[str, Any]]:
-    """The rows of a file, of a folder written by `save_to_disk`, or of a data set's `train` split.
+    """The rows of a file, of a folder (of files, or written by `save_to_disk`), or of a data set's
+    `train` split.
 
     Raises ConfigError if `datasets` cannot read it.
     """
@@ -193,15 +191,14 @@ def open_dataset(name: str) -> Iterable[dict[str, Any]]:
         if path.is_dir() and (path / "state.json").is_file():
             return datasets.load_from_disk(name)
         if path.is_file():
-            if path.suffix not in READERS:
-                raise ConfigError(
-                    f"{name} is no source: its name must end in {', '.join(READERS)}."
-                )
-            return datasets.load_dataset(READERS[path.suffix], data_files=name, split="train")
-        if "/" not in name:
+            if path.suffix == ".arrow":  # perhaps in a folder that is refused otherwise
+                return datasets.load_dataset("arrow", data_files=name, split="train")
+            # It tells the format by the file's name.
+            return datasets.load_dataset(str(path.parent), data_files=path.name, split="train")
+        if "/" not in name and not path.is_dir():
             raise ConfigError(
                 f"There is no source {name!r}: it is neither {', '.join(ABOUT_PEOPLE)}, nor a file "
-                "here, nor the OWNER/NAME of a data set."
+                "or folder here, nor the OWNER/NAME of a data set."
             )
         return datasets.load_dataset(name, split="train")
     except ConfigError:

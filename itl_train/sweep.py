@@ -4,6 +4,7 @@ A cell that has a row is never run again; one that failed keeps its traceback an
 request. Rows that are known already, from a committed table say, count as done.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -109,21 +110,19 @@ class Job:
                 self._run()
 
     def _run(self) -> None:
-        import torch
+        from itl_train.threads import threads
 
-        threads_before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
         clock = self.folder / SECONDS
         before = float(clock.read_text()) if clock.exists() else 0.0
         _queue_again_on_either_signal()
         began = time.perf_counter()
         try:
-            row = self.work(self.cell.settings, self.folder)
+            with threads(self.threads):
+                row = self.work(self.cell.settings, self.folder)
         except Exception:
             write_text(self.folder / FAILURE, traceback.format_exc())
             return
         finally:
-            torch.set_num_threads(threads_before)
             seconds = round(before + time.perf_counter() - began, 1)
             write_text(clock, f"{seconds}\n")
         row = {"cell": self.cell.name, **row, "seconds": seconds}
@@ -142,6 +141,12 @@ def _queue_again_on_either_signal() -> None:
         handler = signal.getsignal(signal.SIGUSR2)
         if callable(handler):
             signal.signal(signal.SIGUSR1, handler)
+
+
+def digest(settings: Any) -> str:
+    """A short hash of what JSON can hold, for the names of cells."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def state(folder: Path) -> State:

@@ -19,8 +19,12 @@ def episodes(request: pytest.FixtureRequest, world: str):
     return list(rollout(ExpertAgent(task), task, task.facts()))
 
 
+def rendered(episodes) -> Dialogues:
+    return Dialogues.of(render(episode, TOKENIZER) for episode in episodes)
+
+
 def test_a_batch_trains_exactly_what_the_renderer_says(episodes) -> None:
-    dialogues = Dialogues.render(episodes, TOKENIZER)
+    dialogues = rendered(episodes)
     rows = torch.tensor([3, 0, 250, 17])
     batch = dialogues.batch(rows)
     targets = torch.full(batch.input_ids.shape, IGNORED).flatten()
@@ -36,7 +40,7 @@ def test_a_batch_trains_exactly_what_the_renderer_says(episodes) -> None:
 
 
 def test_little_is_padded(episodes) -> None:
-    plan = BatchPlan(Dialogues.render(episodes, TOKENIZER), 16, seed=0)
+    plan = BatchPlan(rendered(episodes), 16, seed=0)
     batches = [plan.batch(step) for step in range(plan.group)]
     padded = sum(batch.input_ids.numel() for batch in batches)
     assert sum(batch.n_tokens for batch in batches) / padded > 0.95
@@ -44,7 +48,7 @@ def test_little_is_padded(episodes) -> None:
 
 @pytest.mark.parametrize("n_tokens", [1, 300, 10**6])
 def test_the_parts_of_a_batch_are_the_batch(episodes, n_tokens: int) -> None:
-    batch = BatchPlan(Dialogues.render(episodes, TOKENIZER), 7, seed=0).batch(0)
+    batch = BatchPlan(rendered(episodes), 7, seed=0).batch(0)
     parts = batch.parts(n_tokens)
     assert len(parts) == {1: 7, 10**6: 1}.get(n_tokens, len(parts))
     assert max(part.input_ids.numel() for part in parts) <= n_tokens + batch.input_ids.shape[1]
@@ -55,7 +59,7 @@ def test_the_parts_of_a_batch_are_the_batch(episodes, n_tokens: int) -> None:
 
 
 def test_every_dialogue_is_seen_once_an_epoch(episodes) -> None:
-    dialogues = Dialogues.render(episodes[:1024], TOKENIZER)
+    dialogues = rendered(episodes[:1024])
     plan = BatchPlan(dialogues, 8, seed=2)
     seen = torch.cat([plan.rows(step) for step in range(2 * 1024 // 8)])
     assert torch.equal(torch.bincount(seen), torch.full((1024,), 2))
@@ -65,17 +69,17 @@ def test_every_dialogue_is_seen_once_an_epoch(episodes) -> None:
 
 def test_a_batch_of_a_small_world_holds_no_dialogue_twice(episodes) -> None:
     """Else most of a step would go into one or two dialogues."""
-    plan = BatchPlan(Dialogues.render(episodes[:70], TOKENIZER), 32, seed=0)
+    plan = BatchPlan(rendered(episodes[:70]), 32, seed=0)
     for step in range(100):
         counts = torch.bincount(plan.rows(step))
         # A group that lies across two epochs may draw a dialogue in both.
         assert counts.max() <= 2
         assert (counts == 2).sum() < 16
-    assert BatchPlan(Dialogues.render(episodes[:8], TOKENIZER), 32, seed=0).rows(3).shape == (32,)
+    assert BatchPlan(rendered(episodes[:8]), 32, seed=0).rows(3).shape == (32,)
 
 
 def test_seeds_meet_short_and_long_batches_together(episodes) -> None:
-    dialogues = Dialogues.render(episodes, TOKENIZER)
+    dialogues = rendered(episodes)
     plans = [BatchPlan(dialogues, 16, seed) for seed in range(3)]
     lengths = [[int(dialogues.lengths[p.rows(s)].max()) for s in range(64)] for p in plans]
     assert lengths[0] != lengths[1]
@@ -84,7 +88,7 @@ def test_seeds_meet_short_and_long_batches_together(episodes) -> None:
 
 
 def test_a_step_needs_no_steps_before_it(episodes) -> None:
-    dialogues = Dialogues.render(episodes, TOKENIZER)
+    dialogues = rendered(episodes)
     whole = BatchPlan(dialogues, 16, seed=3)
     steps = [whole.rows(step) for step in range(150)]
     for step in (149, 70, 3):
@@ -94,4 +98,4 @@ def test_a_step_needs_no_steps_before_it(episodes) -> None:
 
 def test_nothing_to_train_on_is_an_error() -> None:
     with pytest.raises(ValueError, match="no episodes"):
-        Dialogues.render([], TOKENIZER)
+        rendered([])

@@ -1,5 +1,6 @@
 """Sources of training data: what is read is what is trained, in the shares that are asked for."""
 
+import gzip
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -118,6 +119,19 @@ def test_a_chat_ends_its_turns_and_only_calls_are_handed_over(world: str, tmp_pa
     ]
 
 
+def test_files_of_any_kind_and_folders_of_them_are_read(world: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": "packed"}) + "\n")
+    (tmp_path / "b.tsv").write_text("text\tnumber\nin a table\t2\n")
+    (tmp_path / "c.txt").write_text("a line\n")
+    for name, text in (("folder", "packed"), ("folder/a.jsonl.gz", "packed"),
+                       ("b.tsv", "in a table"), ("c.txt", "a line")):  # fmt: skip
+        (dialogues,) = read(world, str(tmp_path / name))
+        assert texts(dialogues) == [f"<|eod|>{text}<|eod|>"], name
+
+
 @given(text=st.text(max_size=200), max_length=st.integers(2, 40))
 def test_long_text_is_cut_so_that_every_token_is_predicted_once(text: str, max_length: int) -> None:
     pieces = list(text_pieces(text, TOKENIZER, max_length))
@@ -135,7 +149,7 @@ def test_bad_sources_are_named(world: str, tmp_path: Path) -> None:
         (write("a.jsonl", {"prompt": "x"}), "neither `messages` nor `text`; it has prompt"),
         (write("b.jsonl", {"messages": [{"role": "system", "content": "x"}]}), "do not fit"),
         (write("c.jsonl", {"messages": [{"role": "user", "content": "x"}]}), "nothing to train on"),
-        (write("d.xml", {}), "its name must end in"),
+        (write("d.weird", {}), "Cannot read the source .*any supported extension"),
         (write("e.parquet", {}), "Cannot read the source"),
     ):
         with pytest.raises(ConfigError, match=said):
