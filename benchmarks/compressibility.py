@@ -35,7 +35,7 @@ CORRELATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PRESETS = {
     "smoke": Sizes((4,), 4, 4, (0.0, 1.0), (12, 24), 1, 600),
     "laptop": Sizes((128,), 32, 16, CORRELATIONS, (8, 12, 16, 20, 24, 32, 48), 3, 400),
-    "paper": Sizes((1_000, 8_192), 128, 64, CORRELATIONS, WIDTHS, 10, 1_000),
+    "paper": Sizes((1_000, 8_192), 128, 64, CORRELATIONS, WIDTHS, 10, 400),
 }
 
 

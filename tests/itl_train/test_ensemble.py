@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,40 @@ def test_a_member_that_knows_enough_stops_and_the_others_go_on(
     assert kept.name == f"step-{quick['step']:07d}"
     for a, b in zip(load_model(kept).parameters(), alone.model.parameters(), strict=True):
         assert (a - b).norm() < 0.05 * b.norm(), "its weights stayed as they were when it stopped"
+
+
+def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    two = configs[:2]
+    whole = EnsembleRun(two, tmp_path / "whole").train()
+    script = (
+        "import pathlib, sys, yaml\n"
+        "from itl_train.ensemble import EnsembleRun\n"
+        "from itl_train.memory_config import MemoryConfig\n"
+        "whole, killed = map(pathlib.Path, sys.argv[1:])\n"
+        "settings = yaml.safe_load((whole / 'config.yaml').read_text())['members']\n"
+        "run = EnsembleRun([MemoryConfig(**own) for own in settings], killed)\n"
+        "run.train(lambda row: print(row, flush=True))\n"
+    )
+    folders = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", script, *folders], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(3):  # to step 60, of which the checkpoint may be half written
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    run = EnsembleRun(two, tmp_path / "killed")
+    assert 30 <= run.step < 120
+    assert run.train() == whole
+    for index in range(2):
+        pairs = zip(
+            weights(tmp_path / "whole" / f"member-{index}"),
+            weights(tmp_path / "killed" / f"member-{index}"),
+            strict=True,
+        )
+        assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
