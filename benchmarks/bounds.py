@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
 from benchmarks.reference import (
+    BATCH,
     BOUNDS_IN_TOOL,
     BOUNDS_IN_WEIGHT,
     LINE,
     LINE_OF_MEANS,
     RECALL,
+    STEPS,
 )
 from benchmarks.studies import WIDTHS, RecipeConfig, Study
 from benchmarks.study_report import (
@@ -148,13 +150,17 @@ def report(result: Mapping[str, Any]) -> str:
 
 Smallest P: the narrowest of {len(sizes["widths"])} widths ({sizes["widths"][0]} to
 {sizes["widths"][-1]}) whose recall on the people that it was trained on, averaged over
-{sizes["n_seeds"]} seeds, is at least {RECALL}; found by bisection, so the truth lies above the
-largest P that fails. {RULED_OUT}
-Seeds drive world, initialisation and data order; recall is that of the last step. {ASKED}
+{sizes["n_seeds"]} seeds, is at least {RECALL}, so the truth lies above the largest P that fails.
+{RULED_OUT} Seeds drive world, initialisation and data order; recall is that of the last step.
+{ASKED}
 
 {slope}
 
 {agreement(result["minima"])}
+- The published runs all took {STEPS:,} steps of {BATCH} dialogues: {STEPS * BATCH // 256:,}
+  exposures of each fact of 64 people, {STEPS * BATCH // 4_096:,} of each of 1,024 people. Here a
+  fact is seen at most {sizes["exposures"]:,} times, so where there are few people a smaller
+  published size is no contradiction; `itl bench run capacity` trains for longer.
 
 ![recall against parameters](recall.png)
 

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 
 RECALL = 0.95
 
+STEPS, BATCH = 100_000, 128
+"""Optimizer steps of every published run, and dialogues in each."""
+
 BOUNDS_IN_WEIGHT: Mapping[int, int | None] = {
     64: 10_908,
     128: 16_592,

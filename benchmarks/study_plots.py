@@ -68,7 +68,7 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
 def recall_figure(rows: Rows, path: Path) -> None:
     """Recall on the people trained on against P, a line for each number of people."""
     figure = Figure(figsize=(9, 3.8))
-    both = figure.subplots(1, 2, sharey=True)
+    both = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, mode in zip(both, ("in-weight", "in-tool"), strict=True):
         own = [row for row in rows if row["mode"] == mode]
         sizes = sorted({int(row["n_people"]) for row in own})
