@@ -76,11 +76,11 @@ PRESETS = {
         (
             _goal("in-weight, 64 people", "in-weight", "fenced", 64, 0, 36, 400, 50),
             _goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125),
-            _goal("in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64, 10_000, 500),
+            _goal("in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64, 14_000, 500),
             _goal("in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64, 3_000, 250),
             _goal("in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64, 5_000, 250),
         ),
-        n_seeds=3, target=RECALL, limit=6_000, every=200, timed_steps=4, rounds=3,
+        n_seeds=3, target=RECALL, limit=10_000, every=200, timed_steps=4, rounds=3,
     ),
 }  # fmt: skip
 
