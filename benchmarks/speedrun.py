@@ -43,7 +43,9 @@ class Goal(NamedTuple):
     n_people: int
     n_unseen: int  # 0 asks about the people trained on
     d_model: int
-    fast: Mapping[str, Any]  # steps of the fast recipe's schedule, and between its evaluations
+    fast_steps: int  # of the fast recipe's schedule
+    fast_every: int  # steps between its evaluations
+    limit: int  # steps after which the published recipe is given up
 
 
 class Sizes(NamedTuple):
@@ -52,35 +54,34 @@ class Sizes(NamedTuple):
     goals: tuple[Goal, ...]
     n_seeds: int
     target: float  # recall
-    limit: int  # steps after which the published recipe is given up
-    every: int  # steps between its evaluations
+    every: int  # steps between the published recipe's evaluations
     timed_steps: int  # of the padded loop, a round
     rounds: int
-
-
-def _goal(
-    name: str, mode: Mode, style: Style, n: int, unseen: int, d: int, steps: int, every: int
-) -> Goal:
-    return Goal(name, mode, style, n, unseen, d, {"n_steps": steps, "evaluate_every": every})
 
 
 PRESETS = {
     "smoke": Sizes(
         (
-            _goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40),
-            _goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10),
+            Goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40, 40),
+            Goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10, 40),
         ),
-        n_seeds=1, target=0.6, limit=40, every=20, timed_steps=1, rounds=1,
+        n_seeds=1, target=0.6, every=20, timed_steps=1, rounds=1,
     ),
     "laptop": Sizes(
         (
-            _goal("in-weight, 64 people", "in-weight", "fenced", 64, 0, 36, 400, 50),
-            _goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125),
-            _goal("in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64, 14_000, 500),
-            _goal("in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64, 3_000, 250),
-            _goal("in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64, 5_000, 250),
+            Goal("in-weight, 64 people", "in-weight", "fenced", 64, 0, 36, 400, 50, 10_000),
+            Goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125, 10_000),
+            Goal(
+                "in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64, 14_000, 500, 8_000
+            ),
+            Goal(
+                "in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64, 3_000, 250, 6_000
+            ),
+            Goal(
+                "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64, 5_000, 250, 6_000
+            ),
         ),
-        n_seeds=3, target=RECALL, limit=10_000, every=200, timed_steps=4, rounds=3,
+        n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,
     ),
 }  # fmt: skip
 
@@ -134,12 +135,15 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes, device: str) -> Cell
         "n_evaluate": SHAPE["n_evaluate"],
     }  # fmt: skip
     if recipe == "fast":
-        model = {**RECIPES["fast"], **common, **goal.fast}
+        model = {
+            **RECIPES["fast"], **common, "n_steps": goal.fast_steps,
+            "evaluate_every": goal.fast_every,
+        }  # fmt: skip
     else:
         # The batches of padded rows, cut to their longest: padding changes no step, only its time.
         published = RECIPES["published"]
         model = {
-            **published, **common, "pad_to": 1, "n_steps": preset.limit,
+            **published, **common, "pad_to": 1, "n_steps": goal.limit,
             "horizon": published["n_steps"], "evaluate_every": preset.every,
         }  # fmt: skip
     world = World(goal.n_people, seed, n_unseen=goal.n_unseen)
