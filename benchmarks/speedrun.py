@@ -77,7 +77,7 @@ PRESETS = {
             ),
             Goal(
                 "in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64,
-                3_000, 250, 6_000,
+                3_000, 250, 4_000,
             ),
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
