@@ -81,7 +81,7 @@ PRESETS = {
             ),
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
-                5_000, 250, 6_000,
+                5_000, 250, 7_000,
             ),
         ),
         n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,
