@@ -111,6 +111,7 @@ def report(result: Mapping[str, Any]) -> str:
             f"{row['bits'] / row['n_people'] / 4:.2f}",
             number(row["parameters"], f"none up to d {sizes['widths'][-1]}"),
             number(row["failed"]),
+            "-" if row["failed_recall"] is None else f"{100 * row['failed_recall']:.0f}%",
             recall_spread(row),
             f"{row['exposures']:,.0f}",
             number(row["published"]),
@@ -119,7 +120,7 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     head = (
         "people", "correlation", "bits/fact", "smallest P", "largest P that fails",
-        "recall, mean [lowest, highest seed]", "exposures", "published P",
+        "its recall", "recall, mean [lowest, highest seed]", "exposures", "published P",
     )  # fmt: skip
     return f"""# Does a model need fewer parameters where facts follow from one another?
 
@@ -138,6 +139,21 @@ published figures, word lists shrank as correlation grew; here they do not.
 """
 
 
+def _verdict(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """Whether less is needed at full correlation than without, as was published."""
+    if last["parameters"] != first["parameters"]:
+        less = last["parameters"] < first["parameters"]
+        both = "agree." if less else "disagree."
+        return f"in that less is needed, the published study and this one {both}"
+    if first["failed"] != last["failed"] or first["failed_recall"] is None:
+        return "these widths cannot tell whether less is needed."
+    return (
+        "these widths cannot tell whether less is needed; the largest P that fails recalls "
+        f"{100 * first['failed_recall']:.0f}% without it and {100 * last['failed_recall']:.0f}% "
+        "with it."
+    )
+
+
 def agreement(minima: list[dict[str, Any]]) -> str:
     """In words: how much correlation saves, here and in the published table."""
     lines = []
@@ -148,9 +164,8 @@ def agreement(minima: list[dict[str, Any]]) -> str:
             lines.append(
                 f"- {n:,} people, here: full correlation takes the entropy to "
                 f"{last['bits'] / first['bits']:.2f} and the smallest P to "
-                f"{last['parameters'] / first['parameters']:.2f} of what they are without; in "
-                "that less is needed, the published study and this one "
-                + ("agree." if last["parameters"] < first["parameters"] else "disagree.")
+                f"{last['parameters'] / first['parameters']:.2f} of what they are without; "
+                + _verdict(first, last)
             )
     for n, published in COMPRESSIBILITY.items():
         share = published[1.0] / published[0.0]

@@ -19,7 +19,7 @@ from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
 from itl_train.rows import RUNS, read_rows, write_rows
-from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, on_gpus, sweep
+from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, for_device, sweep
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,6 +67,7 @@ class RecipeConfig(StudyConfig):
 
     @property
     def flags(self) -> str:
+        """See `StudyConfig.flags`."""
         return f"{super().flags} --recipe {self.recipe}"
 
 
@@ -110,9 +111,7 @@ class Study(Generic[Group]):
                 cells,
                 self.work,
                 config.out,
-                on_gpus(launcher or config)
-                if config.device.startswith("cuda")
-                else launcher or config,
+                for_device(launcher or config, config.device),
                 known=self._known.values(),
                 retry=config.retry,
                 on_change=board.show,

@@ -27,8 +27,8 @@ from itl_train.sweep import (
     Row,
     State,
     digest,
+    for_device,
     grid,
-    on_gpus,
     read_row,
     state,
     sweep,
@@ -91,8 +91,8 @@ def sweep_memory(
         raise ConfigError(f"{out} is a file; name a folder for the sweep.")
     out.mkdir(parents=True, exist_ok=True)
     check_begun(cells, out)
-    if any(MemoryConfig(**cell.settings).device.startswith("cuda") for cell in cells):
-        launcher = on_gpus(launcher)
+    for device in {MemoryConfig(**cell.settings).device for cell in cells}:
+        launcher = for_device(launcher, device)
     while True:
         done = finished_members(out)
         check_done(cells, done, out)

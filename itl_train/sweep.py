@@ -76,9 +76,9 @@ class Launcher:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
 
 
-def on_gpus(launcher: Launcher) -> Launcher:
-    """The same for runs on GPUs: unless it says how many, each job has one of its own."""
-    if launcher.gpus or launcher.launcher == "here":
+def for_device(launcher: Launcher, device: str) -> Launcher:
+    """The same for runs on this device: on GPUs, unless it says how many, each job has its own."""
+    if launcher.gpus or launcher.launcher == "here" or not device.startswith("cuda"):
         return launcher
     return replace(launcher, gpus=1)
 

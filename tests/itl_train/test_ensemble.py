@@ -47,6 +47,13 @@ def weights(run: Path) -> list[torch.Tensor]:
     return list(load_model(checkpoints(run / "checkpoints")[-1]).parameters())
 
 
+def assert_same_members(one: Path, other: Path, n: int) -> None:
+    """Of two ensembles, to the last bit."""
+    for index in range(n):
+        pairs = zip(*(weights(run / f"member-{index}") for run in (one, other)), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), index
+
+
 def test_every_member_is_the_run_it_would_be_alone(
     configs: list[MemoryConfig], tmp_path: Path
 ) -> None:
@@ -79,13 +86,7 @@ def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
     run = EnsembleRun(configs, tmp_path / "broken")
     assert run.step == 40
     assert run.train() == whole
-    for index in range(3):
-        pairs = zip(
-            weights(tmp_path / "whole" / f"member-{index}"),
-            weights(tmp_path / "broken" / f"member-{index}"),
-            strict=True,
-        )
-        assert all(torch.equal(a, b) for a, b in pairs)
+    assert_same_members(tmp_path / "whole", tmp_path / "broken", 3)
     again = EnsembleRun(configs, tmp_path / "broken")
     assert again.step == 120
     assert again.train() == whole
@@ -108,7 +109,8 @@ def test_a_member_that_knows_enough_stops_and_the_others_go_on(
 def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
     configs: list[MemoryConfig], tmp_path: Path
 ) -> None:
-    two = configs[:2]
+    # Long enough not to end before the signal reaches it.
+    two = [dataclasses.replace(config, n_steps=400) for config in configs[:2]]
     whole = EnsembleRun(two, tmp_path / "whole").train()
     script = (
         "import pathlib, sys, yaml\n"
@@ -128,15 +130,9 @@ def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     run = EnsembleRun(two, tmp_path / "killed")
-    assert 30 <= run.step < 120
+    assert 30 <= run.step < 400
     assert run.train() == whole
-    for index in range(2):
-        pairs = zip(
-            weights(tmp_path / "whole" / f"member-{index}"),
-            weights(tmp_path / "killed" / f"member-{index}"),
-            strict=True,
-        )
-        assert all(torch.equal(a, b) for a, b in pairs)
+    assert_same_members(tmp_path / "whole", tmp_path / "killed", 2)
 
 
 def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
@@ -153,13 +149,7 @@ def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
     with pytest.raises(KeyboardInterrupt):
         EnsembleRun(stopping, tmp_path / "broken").train(interrupt)
     assert EnsembleRun(stopping, tmp_path / "broken").train() == whole
-    for index in range(2):
-        pairs = zip(
-            weights(tmp_path / "whole" / f"member-{index}"),
-            weights(tmp_path / "broken" / f"member-{index}"),
-            strict=True,
-        )
-        assert all(torch.equal(a, b) for a, b in pairs)
+    assert_same_members(tmp_path / "whole", tmp_path / "broken", 2)
 
 
 def test_the_size_of_ensembles_is_one_that_was_measured_to_be_fast() -> None:

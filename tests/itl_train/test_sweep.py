@@ -17,7 +17,7 @@ from benchmarks.cells import train_cell
 from itl_env.errors import ConfigError, ITLError
 from itl_train import sweep as sweeps
 from itl_train.jobs import Processes
-from itl_train.sweep import Cell, Job, Launcher, State, at_work, grid, on_gpus, state, sweep
+from itl_train.sweep import Cell, Job, Launcher, State, at_work, for_device, grid, state, sweep
 
 MODEL = {
     "mode": "in-weight", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4,
@@ -149,13 +149,14 @@ def test_a_job_that_is_refused_for_now_is_submitted_again(
         sweep([cell("d")], train_cell, tmp_path, Launcher())
 
 
-def test_runs_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_for_device_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeps, "_gpus_here", lambda: 4)
-    assert on_gpus(Launcher()).at_a_time == 4
-    assert on_gpus(Launcher(gpus=2)).at_a_time == 2
-    assert on_gpus(Launcher(workers=3)).at_a_time == 3
-    assert on_gpus(Launcher("slurm")) == Launcher("slurm", gpus=1)
-    assert on_gpus(Launcher("here")) == Launcher("here")
+    assert for_device(Launcher(), "cuda").at_a_time == 4
+    assert for_device(Launcher(gpus=2), "cuda").at_a_time == 2
+    assert for_device(Launcher(workers=3), "cuda").at_a_time == 3
+    assert for_device(Launcher("slurm"), "cuda") == Launcher("slurm", gpus=1)
+    assert for_device(Launcher("here"), "cuda") == Launcher("here")
+    assert for_device(Launcher(), "cpu") == Launcher()
 
 
 def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
