@@ -111,10 +111,14 @@ def generalisation_figure(rows: Rows, path: Path) -> None:
 
 
 def compressibility_figure(minima: Rows, path: Path) -> None:
-    """Smallest P against the correlation of the world, ours and the published ones."""
-    figure = Figure(figsize=(6.5, 4))
-    axes = figure.subplots()
-    for n in sorted({int(row["n_people"]) for row in minima}):
+    """Smallest P against the correlation of the world, and recall at a P that is too small.
+
+    Ours and the published ones on the left, ours on the right.
+    """
+    figure = Figure(figsize=(11, 4))
+    axes, fixed = figure.subplots(1, 2, width_ratios=(3, 2))
+    numbers = sorted({int(row["n_people"]) for row in minima})
+    for n in numbers:
         every = [row for row in minima if row["n_people"] == n]
         _minima(axes, every, "correlation", f"{n:,} people", IN_WEIGHT)
         axes.plot(
@@ -134,7 +138,30 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
             arrowprops={"arrowstyle": "->", "color": IN_WEIGHT, "alpha": 0.6},
         )  # fmt: skip
     axes.set(yscale="log", xlabel="correlation within families", ylabel="smallest P, parameters")
-    _finish(figure, axes, path, columns=1)
+    for n, shade in zip(numbers, np.linspace(1, 0.35, len(numbers)), strict=True):
+        _recall_at_fixed_size(fixed, [row for row in minima if row["n_people"] == n], n, shade)
+    fixed.axhline(RECALL, color=CHANCE, lw=1, ls="--")
+    fixed.set(xlabel="correlation within families", ylabel="recall with P fixed, all seeds")
+    fixed.set_ylim(-0.03, 1.03)
+    for both in (axes, fixed):
+        _tidy(both, columns=1)
+    save(figure, path)
+
+
+def _recall_at_fixed_size(axes: Axes, minima: Rows, n: int, shade: float) -> None:
+    """The mean recall of the model that is too small without correlation, lowest to highest."""
+    narrow = [row["narrow"] for row in minima]
+    if any(row["recall"] is None for row in narrow):
+        return
+    mean, low, high = (
+        np.array([row[name] for row in narrow])
+        for name in ("recall", "recall_lowest", "recall_highest")
+    )
+    axes.errorbar(
+        [row["correlation"] for row in minima], mean, yerr=_bars(mean, low, high), fmt="o-",
+        color=IN_WEIGHT, alpha=shade, capsize=3,
+        label=f"{n:,} people, P = {narrow[0]['parameters']:,}",
+    )  # fmt: skip
 
 
 def _minima(axes: Axes, minima: Rows, x: str, what: str, color: str) -> None:
@@ -158,18 +185,28 @@ def _curve(axes: Axes, rows: Rows, x: str, y: str, **style: Any) -> None:
     places = sorted({row[x] for row in rows})
     by_place = [np.array([row[y] for row in rows if row[x] == place]) for place in places]
     means = np.array([values.mean() for values in by_place])
-    # Rounding may take the mean of equal values beyond them, and a bar must not be negative.
-    low = (means - [values.min() for values in by_place]).clip(0)
-    high = ([values.max() for values in by_place] - means).clip(0)
-    axes.errorbar(places, means, yerr=[low, high], fmt="o-", ms=4, lw=1.5, capsize=2, **style)
+    low, high = (np.array([pick(v) for v in by_place]) for pick in (np.min, np.max))
+    axes.errorbar(
+        places, means, yerr=_bars(means, low, high), fmt="o-", ms=4, lw=1.5, capsize=2, **style
+    )
     if max(map(len, by_place)) > 1:
         single = [len(values) == 1 for values in by_place]
         axes.plot(np.array(places)[single], means[single], "o", ms=3, color="white", zorder=3)
 
 
+def _bars(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> list[np.ndarray]:
+    """Down to the lowest and up to the highest."""
+    # Rounding may take the mean of equal values beyond them, and a bar must not be negative.
+    return [(mean - low).clip(0), (high - mean).clip(0)]
+
+
 def _finish(figure: Figure, axes: Axes, path: Path, columns: int) -> None:
+    _tidy(axes, columns)
+    save(figure, path)
+
+
+def _tidy(axes: Axes, columns: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14)
     )
-    save(figure, path)

@@ -57,22 +57,18 @@ def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) ->
 
     rows: of the study. group: the columns that tell the group from others.
 
-    `failed` is the largest size below that was shown not to do, and `failed_recall` the mean of the
-    seeds that were run there. `exposures` and `steps` are the
+    `failed` is the largest size below that was shown not to do. `exposures` and `steps` are the
     most that a seed of the smallest size took, or of all if none does.
     """
     own = [row for row in rows if all(row[name] == value for name, value in group.items())]
     chosen = [row for row in own if row["d_model"] == width]
-    below = [row for row in own if width is None or row["d_model"] < width]
-    failed = max((row["parameters"] for row in below), default=None)
-    recalls_failed = [row["seen_recall"] for row in below if row["parameters"] == failed]
+    below = [row["parameters"] for row in own if width is None or row["d_model"] < width]
     recalls = [row["seen_recall"] for row in chosen]
     return {
         **group,
         "d_model": width,
         "parameters": chosen[0]["parameters"] if chosen else None,
-        "failed": failed,
-        "failed_recall": _mean(recalls_failed) if below else None,
+        "failed": max(below, default=None),
         "recall": _mean(recalls) if recalls else None,
         "recall_lowest": min(recalls, default=None),
         "recall_highest": max(recalls, default=None),

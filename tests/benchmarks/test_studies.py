@@ -126,24 +126,51 @@ def test_sizes_are_compared_with_the_published_ones() -> None:
     ]
 
 
+def narrow(*recalls: float) -> dict[str, Any]:
+    """What seeds recall with P fixed."""
+    mean = sum(recalls) / len(recalls)
+    lowest, highest = min(recalls), max(recalls)
+    return {
+        "parameters": 6_248, "recall": mean, "recall_lowest": lowest, "recall_highest": highest,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("bound", "said"),
+    ("bound", "full", "said"),
     [
-        (6_248, "the published study and this one agree."),
-        (16_592, "the published study and this one disagree."),
-        (10_908, "cannot tell whether less is needed; the largest P that fails recalls 20% without "
-                 "it and 90% with it."),
+        (6_248, narrow(0.9, 1.0), "the published study and this one agree."),
+        (16_592, narrow(0.9, 1.0), "the published study and this one disagree."),
+        (
+            10_908,
+            narrow(0.9, 1.0),
+            "with P fixed at 6,248, recall goes from 25.0% [20.0, 30.0] to 95.0% [90.0, 100.0], so "
+            "every seed knows more: the published study and this one agree in direction.",
+        ),
+        (
+            10_908,
+            narrow(0.1, 0.1),
+            "so every seed knows less: the published study and this one disagree.",
+        ),
+        (10_908, narrow(0.3, 0.9), "so seeds overlap: these widths cannot tell."),
     ],
-)  # fmt: skip
-def test_what_correlation_saves_is_compared_with_what_was_published(bound: int, said: str) -> None:
+)
+def test_what_correlation_saves_is_compared_with_what_was_published(
+    bound: int, full: dict[str, Any], said: str
+) -> None:
     minima = [
-        {"n_people": 128, "parameters": p, "bits": bits, "failed": 6_248, "failed_recall": recall}
-        for p, bits, recall in [(10_908, 4e3, 0.2), (bound, 1e3, 0.9)]
+        {"n_people": 128, "parameters": p, "bits": bits, "narrow": at_fixed_size}
+        for p, bits, at_fixed_size in [(10_908, 4e3, narrow(0.2, 0.3)), (bound, 1e3, full)]
     ]
     ours, *published = compressibility.agreement(minima).splitlines()
     assert "the entropy to 0.25" in ours
     assert ours.endswith(said)
     assert published[1].endswith("8,192 people, published: the smallest P goes to at most 0.73.")
+
+
+def test_recall_at_a_fixed_size_is_that_of_a_model_too_small_without_correlation() -> None:
+    assert compressibility.narrower((8, 12, 16), 16) == 12
+    assert compressibility.narrower((8, 12, 16), 8) is None
+    assert compressibility.narrower((8, 12, 16), None) == 16
 
 
 def test_seeds_that_recall_the_same_are_drawn(tmp_path: Path) -> None:
@@ -210,7 +237,6 @@ def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
     assert found["bits_per_parameter"] == pytest.approx(0.475)
     none = minimum(rows, {"mode": "in-weight"}, None)
     assert (none["parameters"], none["failed"], none["recall"]) == (None, 2_400, None)
-    assert (found["failed_recall"], none["failed_recall"]) == (0.5, 1.0)
 
 
 def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Path) -> None:
@@ -268,6 +294,8 @@ def test_compressibility_draws_what_correlation_saves(run, tmp_path: Path) -> No
     assert (out / "compressibility.png").read_bytes().startswith(b"\x89PNG")
     free, bound = json.loads((out / "study.json").read_text())["minima"]
     assert bound["bits"] < free["bits"]
+    fixed = compressibility.narrower((12, 24), free["d_model"])
+    assert free["narrow"]["d_model"] == bound["narrow"]["d_model"] == fixed
 
 
 def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> None:
