@@ -93,7 +93,7 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
 
     groups = [Group("in-tool", n) for n in reversed(sizes.in_tool)]  # the longest runs first
     groups += [Group("in-weight", n) for n in reversed(sizes.in_weight)]
-    widths = study.search(groups, sizes.widths, cells)
+    widths = study.search(dict.fromkeys(groups, sizes.widths), cells)
     found = [
         {
             **minimum(study.rows.values(), group._asdict(), widths[group]),

@@ -32,10 +32,13 @@ class Search(NamedTuple):
     target: float  # share of the published P
 
 
+HIDDEN = 2.5  # width of the feed-forward layer, in d
+
+
 class Sizes(NamedTuple):
     """How much a preset runs."""
 
-    searches: Mapping[int, Search]  # by the number of people
+    searches: Mapping[int, Search]  # by the number of people, the longest first
     n_seeds: int
 
 
@@ -43,9 +46,9 @@ PRESETS = {
     "smoke": Sizes({2: Search((16, 24), 1_600, 0.5)}, 1),
     "laptop": Sizes(
         {
-            128: Search((12, 16), 1_000, 0.5),
-            256: Search((16, 20, 24), 1_000, 0.5),
-            1_024: Search((28, 32), 400, 0.7),
+            1_024: Search((28, 32, 36), 400, 0.7),
+            256: Search((16, 20, 24), 1_600, 0.5),
+            128: Search((12, 16), 1_600, 0.5),
         },
         3,
     ),
@@ -71,22 +74,26 @@ def capacity(config: CapacityConfig, say: Callable[[str], None] = print) -> dict
 
     def cells(n: int, width: int) -> list[Cell]:
         n_steps = steps_for(sizes.searches[n].exposures, n, common["batch_size"])
-        model = {**common, "d_model": width, "d_hidden": 3 * width, "n_steps": n_steps}
+        model = {**common, **shape(width), "n_steps": n_steps}
         name = f"{n}-people-d-{width}"
         return seed_cells(name, (World(n, seed) for seed in range(sizes.n_seeds)), model)
 
-    found = []
-    for n in sizes.searches:  # the small ones first, whose results come soon
-        width = study.search([n], sizes.searches[n].widths, cells)[n]
-        found.append(
-            {
-                **minimum(study.rows.values(), {"n_people": n}, width),
-                "published": BOUNDS_IN_WEIGHT.get(n),
-                "target": sizes.searches[n].target,
-            }
-        )
+    widths = study.search({n: search.widths for n, search in sizes.searches.items()}, cells)
+    found = [
+        {
+            **minimum(study.rows.values(), {"n_people": n}, width),
+            "published": BOUNDS_IN_WEIGHT.get(n),
+            "target": sizes.searches[n].target,
+        }
+        for n, width in sorted(widths.items())
+    ]
     result = {"small": small, "n_seeds": sizes.n_seeds, "minima": found}
     return finish(study, result, report(result), say, model=common)
+
+
+def shape(width: int) -> dict[str, int]:
+    """The settings of a model of this width."""
+    return {"d_model": width, "d_hidden": round(HIDDEN * width)}
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -118,8 +125,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, rows, left=0)}
 
-2 layers, 2 heads, feed-forward of 3 d; unlike the published models, these read and write tokens
-with one matrix and have tokens only for the bytes that occur in their world. Smallest P: the
+2 layers, 2 heads, feed-forward of {HIDDEN} d; unlike the published models, these read and write
+tokens with one matrix and have tokens only for the bytes that occur in their world. Smallest P: the
 narrowest of the widths tried whose recall, averaged over {result["n_seeds"]} seeds, is at least
 {RECALL} at the last step. {RULED_OUT}
 {ASKED} Exposures are the most that a seed took; a run ends once it knows its facts. The limits of

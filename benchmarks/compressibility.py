@@ -84,7 +84,7 @@ def compressibility(
         return seed_cells(name, (world(group, seed) for seed in range(sizes.n_seeds)), model)
 
     groups = [Group(n, c) for n in reversed(sizes.n_people) for c in sizes.correlations]
-    widths = study.search(groups, sizes.widths, cells)
+    widths = study.search(dict.fromkeys(groups, sizes.widths), cells)
     least = min(sizes.correlations)
     narrow = {n: narrower(sizes.widths, widths[Group(n, least)]) for n in sizes.n_people}
     study.run(

@@ -133,21 +133,21 @@ class Study(Generic[Group]):
 
     def search(
         self,
-        groups: Sequence[Group],
-        widths: Sequence[int],
+        widths: Mapping[Group, Sequence[int]],
         cells: Callable[[Group, int], Sequence[Cell]],
     ) -> dict[Group, int | None]:
         """The smallest width of each group whose mean recall reaches `RECALL`; None if none does.
 
-        cells: those of a group and a width, one for each seed. Where the first seed does so badly
-            that the mean cannot reach `RECALL` whatever the others do, these are not run.
+        widths: those to choose from, ascending. cells: those of a group and a width, one for each
+            seed. Where the first seed does so badly that the mean cannot reach `RECALL` whatever
+            the others do, these are not run.
 
         The preset `paper` runs every width and seed of every group; others bisect.
         """
         enough: dict[tuple[Group, int], bool] = {}
 
         def ask(group: Group) -> tuple[int | None, int | None]:
-            return smallest(widths, lambda width: enough.get((group, width)))
+            return smallest(widths[group], lambda width: enough.get((group, width)))
 
         def can_reach(wanted: Sequence[Cell]) -> bool:
             """Whether the mean recall is enough, if seeds not run yet recall everything."""
@@ -156,15 +156,18 @@ class Study(Generic[Group]):
             return sum(recalls) / len(recalls) >= RECALL
 
         if self.config.preset == "paper":
-            self.run([cell for g in groups for width in widths for cell in cells(g, width)])
-            return {g: next((w for w in widths if can_reach(cells(g, w))), None) for g in groups}
-        while asked := {g: width for g in groups if (width := ask(g)[1]) is not None}:
+            self.run([cell for g, own in widths.items() for w in own for cell in cells(g, w)])
+            return {
+                g: next((w for w in own if can_reach(cells(g, w))), None)
+                for g, own in widths.items()
+            }
+        while asked := {g: width for g in widths if (width := ask(g)[1]) is not None}:
             each = {group: cells(group, width) for group, width in asked.items()}
             self.run([wanted[0] for wanted in each.values()])
             self.run([cell for wanted in each.values() if can_reach(wanted) for cell in wanted])
             for group, wanted in each.items():
                 enough[group, asked[group]] = can_reach(wanted)
-        return {group: ask(group)[0] for group in groups}
+        return {group: ask(group)[0] for group in widths}
 
 
 def smallest(

@@ -62,12 +62,12 @@ def test_a_width_whose_first_seed_rules_it_out_costs_one_run(tmp_path: Path) -> 
 
     # Of three widths the middle one is asked first: its best possible mean is 0.9497.
     study = Recalls(tmp_path, {(12, 0): 0.849, **dict.fromkeys([(16, s) for s in range(3)], 0.96)})
-    assert study.search(["a"], (8, 12, 16), cells) == {"a": 16}
+    assert study.search({"a": (8, 12, 16)}, cells) == {"a": 16}
     assert list(study.rows) == ["a-12-0", "a-16-0", "a-16-1", "a-16-2"]
     # 0.8502 may still do, and then the others decide.
     own = {(12, 0): 0.8502, (12, 1): 1.0, (12, 2): 1.0, (8, 0): 0.9, (8, 1): 1.0, (8, 2): 0.9}
     study = Recalls(tmp_path, own)
-    assert study.search(["a"], (8, 12), cells) == {"a": 12}
+    assert study.search({"a": (8, 12)}, cells) == {"a": 12}
     assert len(study.rows) == 6
 
 
@@ -75,7 +75,7 @@ def test_where_every_width_is_run_the_narrowest_that_is_enough_counts(tmp_path: 
     recalls = {(8, 0): 0.1, (12, 0): 1.0, (16, 0): 0.9, (20, 0): 1.0}
     study = Recalls(tmp_path, recalls, preset="paper")
     found = study.search(
-        ["a"], (8, 12, 16, 20), lambda group, d: [Cell(f"{d}", {"width": d, "seed": 0})]
+        {"a": (8, 12, 16, 20)}, lambda group, d: [Cell(f"{d}", {"width": d, "seed": 0})]
     )
     assert found == {"a": 12}, "bisection would have answered 20"
     assert len(study.rows) == 4
@@ -215,8 +215,8 @@ def test_every_width_of_the_capacity_search_is_a_model(tmp_path: Path) -> None:
         config = capacity.CapacityConfig(out=tmp_path, preset=preset)
         for search in sizes.searches.values():
             for width in search.widths:
-                own = {"d_model": width, "d_hidden": 3 * width}
-                MemoryConfig(database="x", **config.settings(**small, **own))
+                own = config.settings(**small, **capacity.shape(width))
+                MemoryConfig(database="x", **own)
 
 
 def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
