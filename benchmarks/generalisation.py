@@ -153,7 +153,8 @@ def report(result: Mapping[str, Any]) -> str:
 
 Recall is the mean over {sizes["n_seeds"]} seeds with the lowest and the highest, at the last step.
 Unseen are {sizes["n_unseen"]:,} people with first names that nobody trained on has. {ASKED} Each
-run's own Wilson interval is in `runs.csv`. {matched} Calls are in style `{sizes["style"]}`; the
+run's own Wilson interval is in `runs.csv`; where all answers are right, or none, it counts people
+instead of questions. {matched} Calls are in style `{sizes["style"]}`; the
 published figures are for `fenced`, one seed and 40 questions.
 
 {agreement(cells)}

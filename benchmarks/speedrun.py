@@ -2,12 +2,12 @@
 
     itl bench run speedrun --out runs/speedrun
 
-The fast recipe is timed as it runs, evaluations included, one run at a time on all cores, and
-after it, in the same process, some steps of a loop that pads every row to 257 tokens, which is how
-a user would write it first. Neither time includes making the dialogues. Of the published recipe the
-steps are counted, in this library's faster loop, whose steps are the same, on any machine; its time
-is that number of steps at the padded loop's time of a step. A timed run that was interrupted begins
-anew; those whose steps are counted go on like those of any study.
+The fast recipe is timed as it runs, evaluations included, one run at a time on up to four cores,
+and after it, in the same process, some steps of a loop that pads every row to 257 tokens, which is
+how a user would write it first. Neither time includes making the dialogues. Of the published recipe
+the steps are counted, in this library's faster loop, whose steps are the same, on any machine; its
+time is that number of steps at the padded loop's time of a step. A timed run that was interrupted
+begins anew; those whose steps are counted go on like those of any study.
 """
 
 import statistics
@@ -153,6 +153,8 @@ def cell(goal: Goal, recipe: str, seed: int, preset: Sizes, device: str) -> Cell
     name = f"{recipe}-{goal.name}".replace(",", "").replace(" ", "-")
     own: dict[str, Any] = {"labels": {"goal": goal.name, "recipe": recipe}}
     if recipe == "fast":
+        if device != "cpu":  # a time on one device is none on another
+            own["device"] = device
         own["padded"] = {"n_steps": preset.timed_steps, "rounds": preset.rounds}
     return make_cell(f"{name}-seed-{seed}", world, model, **own)
 
@@ -245,6 +247,8 @@ def report(result: Mapping[str, Any]) -> str:
     rows = []
     for goal in result["goals"]:
         ratio = goal.get("ratio")
+        # A median of steps, of which too many are those at which a run was given up.
+        at_least = ">= " if goal["published_reached"] <= result["sizes"]["n_seeds"] // 2 else ""
         rows.append(
             (
                 goal["goal"],
@@ -255,8 +259,8 @@ def report(result: Mapping[str, Any]) -> str:
                 _each(goal["published_steps"]),
                 f"{goal['published_reached']} of {len(goal['published_steps'])}",
                 with_spread(goal, "padded_ms") if "padded_ms" in goal else "-",
-                "-" if ratio is None else f"{goal['published_hours']:.2f} h",
-                "-" if ratio is None else f"**{with_spread(goal, 'ratio')}**",
+                "-" if ratio is None else f"{at_least}{goal['published_hours']:.2f} h",
+                "-" if ratio is None else f"**{at_least}{with_spread(goal, 'ratio')}**",
             )
         )
     head = (
@@ -272,8 +276,11 @@ def report(result: Mapping[str, Any]) -> str:
 computed: the median of its steps, counted in this library's loop, at the time of a step in a loop
 that pads every row to 257 tokens, measured right after each fast run in the same process; the
 ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
-steps are those at which it was given up, and the ratio is a lower bound; there is none where a fast
-run did not get there.
+steps are those at which it was given up, which were chosen so that the ratio would be above ten,
+and the ratio is a lower bound; there is none where a fast run did not get there. The fast recipe's
+schedule has a length for each goal, found on other seeds, but that of 1,024 people was lengthened
+from 10,000 to 14,000 steps when seed 0 had a recall of 0.94; the published recipe's is always
+{RECIPES["published"]["n_steps"]:,} steps long.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
 fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
 that shows the recall ends the run.

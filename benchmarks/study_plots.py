@@ -139,28 +139,29 @@ def compressibility_figure(minima: Rows, path: Path) -> None:
         )  # fmt: skip
     axes.set(yscale="log", xlabel="correlation within families", ylabel="smallest P, parameters")
     for n, shade in zip(numbers, np.linspace(1, 0.35, len(numbers)), strict=True):
-        _recall_at_fixed_size(fixed, [row for row in minima if row["n_people"] == n], n, shade)
+        own = [row for row in minima if row["n_people"] == n and row["fixed"] is not None]
+        _recall_at_fixed_size(fixed, own, f"{n:,} people", shade)
     fixed.axhline(RECALL, color=CHANCE, lw=1, ls="--")
-    fixed.set(xlabel="correlation within families", ylabel="recall with P fixed, all seeds")
+    fixed.set(xlabel="correlation within families", ylabel="recall with P fixed")
     fixed.set_ylim(-0.03, 1.03)
     for both in (axes, fixed):
         _tidy(both, columns=1)
     save(figure, path)
 
 
-def _recall_at_fixed_size(axes: Axes, minima: Rows, n: int, shade: float) -> None:
-    """The mean recall of the model that is too small without correlation, lowest to highest."""
-    narrow = [row["narrow"] for row in minima]
-    if any(row["recall"] is None for row in narrow):
+def _recall_at_fixed_size(axes: Axes, minima: Rows, whose: str, shade: float) -> None:
+    """The mean recall of a model that is too small without correlation, lowest to highest seed."""
+    if not minima:
         return
+    fixed = [row["fixed"] for row in minima]
     mean, low, high = (
-        np.array([row[name] for row in narrow])
+        np.array([row[name] for row in fixed])
         for name in ("recall", "recall_lowest", "recall_highest")
     )
     axes.errorbar(
         [row["correlation"] for row in minima], mean, yerr=_bars(mean, low, high), fmt="o-",
         color=IN_WEIGHT, alpha=shade, capsize=3,
-        label=f"{n:,} people, P = {narrow[0]['parameters']:,}",
+        label=f"{whose}, P = {fixed[0]['parameters']:,} (bars: all seeds)",
     )  # fmt: skip
 
 
@@ -207,6 +208,8 @@ def _finish(figure: Figure, axes: Axes, path: Path, columns: int) -> None:
 
 def _tidy(axes: Axes, columns: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        frameon=False, fontsize=8, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.14)
-    )
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            frameon=False, fontsize=8, ncols=columns, loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
+        )  # fmt: skip

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 RULED_OUT = (
-    "Where the first seed rules out that a width's mean is enough, its other seeds were not run."
+    "Where the first seed rules out that a width's mean is enough, its other seeds were not run: "
+    "the largest P that fails may rest on one seed."
 )
 
 

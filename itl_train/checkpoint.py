@@ -68,10 +68,12 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _damage(folder: Path) -> str | None:
-    """What of a checkpoint is not as it was written, if anything."""
+    """What of a checkpoint is not as it was written, if anything is known of that."""
     try:
         written = json.loads((folder / _DIGESTS).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except ValueError:
         return _DIGESTS
     there = _digests(folder)
     return next((name for name in written if there.get(name) != written[name]), None)

@@ -64,7 +64,7 @@ class Launcher:
         if self.launcher == "slurm":
             return self.workers
         if self.gpus:
-            return min(self.workers or sys.maxsize, max(1, _gpus_here() // self.gpus))
+            return min(self.workers or sys.maxsize, max(1, len(_gpus_here()) // self.gpus))
         return self.workers or len(os.sched_getaffinity(0))
 
     def __post_init__(self) -> None:
@@ -77,16 +77,33 @@ class Launcher:
 
 
 def for_device(launcher: Launcher, device: str) -> Launcher:
-    """The same for runs on this device: on GPUs, unless it says how many, each job has its own."""
-    if launcher.gpus or launcher.launcher == "here" or not device.startswith("cuda"):
+    """The same for runs on this device: on GPUs, unless it says how many, each job has its own.
+
+    A GPU that is named, such as cuda:1, is shared by all jobs.
+    """
+    if launcher.gpus or launcher.launcher == "here" or device != "cuda":
         return launcher
     return replace(launcher, gpus=1)
 
 
-def _gpus_here() -> int:
+def _gpus_here() -> list[int]:
+    """The numbers of this machine's GPUs that this process may use.
+
+    Raises ConfigError if the environment names them otherwise, which submitit cannot hand on.
+    """
     import torch
 
-    return torch.cuda.device_count()
+    n = torch.cuda.device_count()
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return list(range(n))
+    try:
+        return [int(number) for number in allowed.split(",")[:n]]
+    except ValueError:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES is {allowed}; give the numbers of GPUs, such as 0,1, which jobs "
+            "can share out."
+        ) from None
 
 
 def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
@@ -301,9 +318,9 @@ def _jobs(launcher: Launcher, logs: Path) -> Processes | SlurmQueue:
         if not launcher.gpus:
             return Processes(logs, settings)
         here = _gpus_here()
-        if launcher.gpus > here:
-            raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {here}.")
-        return Processes(logs, settings, range(here), launcher.gpus)
+        if launcher.gpus > len(here):
+            raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {len(here)}.")
+        return Processes(logs, settings, here, launcher.gpus)
     settings |= {"cpus_per_task": launcher.threads, "mem_gb": launcher.memory_gb}
     if launcher.partition:
         settings["slurm_partition"] = launcher.partition

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import speedrun
 from benchmarks.machine import cpu_name
 from itl_agents.nanollama import ByteTokenizer
 from itl_env import FactDatabase, RecallTask
@@ -83,6 +84,30 @@ def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: 
     assert (weights.stat().st_ino, weights.stat().st_mtime_ns) != before
     (counted,) = out.glob("published-in-weight-*")
     assert (counted / "row.json").exists()
+
+
+@pytest.mark.parametrize(("n_reached", "said"), [(3, "**20"), (2, "**20"), (1, "**>= 20")])
+def test_a_ratio_is_a_lower_bound_where_most_seeds_were_given_up(n_reached: int, said: str) -> None:
+    goal = speedrun.PRESETS["laptop"].goals[0]
+    common = {"goal": goal.name, "parameters": 8, "steps": 100}
+    times = {"train_seconds": 1.0, "padded_ms": 200.0}
+    rows = [{**common, "recipe": "fast", "reached": True, **times}] * 3
+    rows += [{**common, "recipe": "published", "reached": seed < n_reached} for seed in range(3)]
+    result = speedrun.summary(goal, rows, 3)
+    sizes = {"n_seeds": 3, "target": 0.95}
+    assert said in speedrun.report({"goals": [result], "sizes": sizes, "timed_on": ["one"]})
+
+
+def test_a_time_on_one_device_is_none_on_another() -> None:
+    preset = speedrun.PRESETS["laptop"]
+    names = {
+        recipe: {
+            speedrun.cell(preset.goals[0], recipe, 0, preset, device).name
+            for device in ("cpu", "cuda")
+        }
+        for recipe in ("fast", "published")
+    }
+    assert [len(names[recipe]) for recipe in ("fast", "published")] == [2, 1]
 
 
 def test_padding_changes_no_step(world: str) -> None:

@@ -235,6 +235,18 @@ def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
             assert same(weights(tmp_path), expected)
 
 
+def test_a_checkpoint_of_unknown_digests_is_taken_as_it_is(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    train_memory(config, tmp_path)
+    last = checkpoints(tmp_path / "checkpoints")[-1]
+    (last / "digests.json").unlink()
+    assert MemoryRun(config, tmp_path).finished
+    (last / "training.pt").write_bytes(b"no state")
+    with pytest.raises(ITLError, match=r"Cannot read .*training.pt"):
+        MemoryRun(config, tmp_path)
+    assert (last / "training.pt").exists(), "nobody knows that it is not as it was written"
+
+
 def test_a_whole_checkpoint_that_cannot_be_read_now_is_kept(
     world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

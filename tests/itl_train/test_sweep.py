@@ -149,14 +149,29 @@ def test_a_job_that_is_refused_for_now_is_submitted_again(
         sweep([cell("d")], train_cell, tmp_path, Launcher())
 
 
-def test_runs_for_device_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeps, "_gpus_here", lambda: 4)
+def test_runs_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert for_device(Launcher(), "cuda").at_a_time == 4
     assert for_device(Launcher(gpus=2), "cuda").at_a_time == 2
     assert for_device(Launcher(workers=3), "cuda").at_a_time == 3
     assert for_device(Launcher("slurm"), "cuda") == Launcher("slurm", gpus=1)
     assert for_device(Launcher("here"), "cuda") == Launcher("here")
     assert for_device(Launcher(), "cpu") == Launcher()
+    assert for_device(Launcher(), "cuda:1") == Launcher(), "all share the one that is named"
+
+
+def test_jobs_have_only_gpus_that_the_sweep_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7")
+    jobs = sweeps._jobs(Launcher(gpus=1), tmp_path)
+    shown = [jobs.submit(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), tmp_path) for _ in range(2)]
+    assert [job.result() for job in shown] == ["6", "7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937,GPU-c2b5d4f1")
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES is GPU-8932f937"):
+        sweeps._jobs(Launcher(gpus=1), tmp_path)
 
 
 def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
