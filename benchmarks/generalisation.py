@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 # Widths 24, 36, 56 and 128 have the published 31K, 60K, 130K and 591K parameters.
 PRESETS = {
     "smoke": Sizes((4, 8), (8,), 1, 20, 20, 20, "compact"),
-    "laptop": Sizes((64, 256, 1_024, 4_096), (24, 36, 56), 3, 1_000, 3_000, 40, "compact"),
+    "laptop": Sizes((64, 256, 1_024, 4_096, 16_384), (24, 36, 56), 3, 1_000, 3_000, 40, "compact"),
     "paper": Sizes(
         (64, 256, 512, 1_024, 2_048, 32_768), (24, 36, 56, 128), 10, 4_000, 100_000, 1_000, "fenced"
     ),

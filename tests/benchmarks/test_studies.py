@@ -1,6 +1,7 @@
 """The memory-load studies: every one runs small, through its command, in real training."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from importlib import import_module
@@ -284,6 +285,32 @@ def test_rows_of_the_library_count_as_done_unless_asked_afresh(
     same = [column for column in rows if column != "seconds"]
     pd.testing.assert_frame_equal(rows[same], pd.read_csv(again / "runs.csv")[same])
     assert {"unseen_recall", "unseen_low", "unseen_high"} <= set(rows)
+
+
+PUBLISHED = sorted(path.parent.name for path in studies.RESULTS.glob("*/runs.csv"))
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_reports_in_the_repository_follow_from_the_rows_beside_them(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str
+) -> None:
+    """Every run that a study asks for is among its rows, so nothing may be left to train."""
+
+    def only_known(cells: Sequence[Cell], *_: object, known: Sequence[Row], **__: object) -> Any:
+        rows = {row["cell"]: row for row in known}
+        return [rows[cell.name] for cell in cells]
+
+    monkeypatch.setattr(studies, "sweep", only_known)
+    assert run("bench", "run", study, "--preset", "laptop", "--out", tmp_path)[0] == 0
+    there = studies.RESULTS / study
+    assert (tmp_path / "runs.csv").read_text() == (there / "runs.csv").read_text()
+    for text in (tmp_path / "report.md", there / "report.md"):
+        assert "Reported on: " in text.read_text()
+    here, kept = (
+        re.sub("Reported on: .*", "", (folder / "report.md").read_text())
+        for folder in (tmp_path, there)
+    )
+    assert here == kept
 
 
 def test_compressibility_draws_what_correlation_saves(run, tmp_path: Path) -> None:
