@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.cells import ASKED, World, make_cell, steps_for
-from benchmarks.reference import GENERALISATION
+from benchmarks.reference import BATCH, GENERALISATION, STEPS
 from benchmarks.statistics import interval
 from benchmarks.studies import RecipeConfig, Study
 from benchmarks.study_report import finish, table
@@ -96,7 +96,12 @@ def generalisation(
         for width in sizes.widths
         for n in sizes.n_people
     ]
-    result = {"sizes": sizes._asdict(), "match": config.match, "cells": cells}
+    result = {
+        "sizes": sizes._asdict(),
+        "match": config.match,
+        "batch_size": common["batch_size"],
+        "cells": cells,
+    }
     generalisation_figure(rows, config.out / "generalisation.png")
     return finish(study, result, report(result), say, model=common)
 
@@ -155,7 +160,8 @@ Recall is the mean over {sizes["n_seeds"]} seeds with the lowest and the highest
 Unseen are {sizes["n_unseen"]:,} people with first names that nobody trained on has. {ASKED} Each
 run's own Wilson interval is in `runs.csv`; where all answers are right, or none, it counts people
 instead of questions. {matched} Calls are in style `{sizes["style"]}`; the
-published figures are for `fenced`, one seed and 40 questions.
+published figures are for `fenced`, one seed and 40 questions, after {STEPS:,} steps of {BATCH}
+dialogues; here a step has {result["batch_size"]}.
 
 {agreement(cells)}
 """
