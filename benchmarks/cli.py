@@ -7,6 +7,7 @@ Ctrl-C, and 141 if the reader of the output has gone.
 """
 
 import argparse
+import errno
 import io
 import os
 import re
@@ -160,8 +161,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             if debug or not isinstance(error, ITLError | OSError):
                 raise
-            return _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+            said = _of_system(error) if isinstance(error, OSError) else str(error)
+            return _fail(said, 2 if isinstance(error, ConfigError) else 1)
     return 0
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refused, and where if it says so."""
+    if error.errno == errno.ENOSPC:
+        return "The disk is full. Make room, and give the same command again."
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
 
 
 def _accept_any_text() -> None:

@@ -1,6 +1,5 @@
 """Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ import yaml
 
 from benchmarks.board import Board, describe, newest_metrics
 from itl_env.errors import ConfigError, ITLError
+from itl_env.files import read_json
 from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
 from itl_train.memory_sweep import memory_cells, sweep_memory
 from itl_train.rows import RUNS
@@ -115,15 +115,22 @@ def sweep_status(config: SweepStatus) -> None:
     file = config.out / CELLS
     if not file.exists():
         raise ConfigError(f"{config.out} holds no sweep.")
-    names = list(json.loads(file.read_text(encoding="utf-8")))
+    names = list(read_json(file, "The command of the sweep, given again, writes it anew."))
     states = {name: _state(config.out / name) for name in names}
     for name, its in states.items():
         if its == "failed":
-            last_line = (config.out / name / FAILURE).read_text(encoding="utf-8").splitlines()[-1]
-            print(f"failed   {name}: {last_line}; see {config.out / name / FAILURE}")
+            print(f"failed   {name}: {_reason(config.out / name / FAILURE)}")
         elif its == "running":
             print(f"running  {name}: {newest_metrics(config.out / name)}")
     print(describe(states))
+
+
+def _reason(file: Path) -> str:
+    """The last line of a traceback, and where the whole is."""
+    last = file.read_text(encoding="utf-8").splitlines()[-1]
+    # Errors of this library are sentences; of others the kind says more than the text.
+    sentence = last.partition(": ")[2] if last.startswith("itl_env.errors.") else last
+    return f"{sentence.rstrip('.')}; see {file}"
 
 
 def _state(folder: Path) -> State:

@@ -106,6 +106,11 @@ class Eval:
         check_slice(self.n, max(self.start, 0), self.lanes, self.temperature)
         if self.samples < 0:
             raise ConfigError(f"samples is {self.samples}; it must not be negative.")
+        if self.start < -1:
+            raise ConfigError(
+                f"start is {self.start}; it must be the index of a person, or -1 for the first one "
+                "that the run did not train on."
+            )
 
 
 def run_eval(config: Eval) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import machine
 from benchmarks.study_report import publish, results_folder, table
-from benchmarks.timing import compare, race, say, with_spread
+from benchmarks.timing import check_threads, compare, race, say, with_spread
 from itl_env import FactDatabase, people
 
 
@@ -51,6 +51,7 @@ def ensembles(config: EnsemblesConfig, show: Callable[[str], None] = print) -> d
     from itl_train.team import check_device
 
     check_device(config.device)
+    check_threads(config.n_threads)
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     sizes = PRESETS[config.preset]

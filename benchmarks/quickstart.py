@@ -23,7 +23,7 @@ from itl_env.entropy import world_entropy
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import ATTRIBUTES, people
-from itl_env.files import write_text
+from itl_env.files import read_json, write_text
 
 if TYPE_CHECKING:
     from itl_env.recall import RecallTask
@@ -48,7 +48,10 @@ class QuickstartConfig:
     n_twin_steps: int = 900  # optimizer steps of the in-weight twin
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n_memorised <= self.n_people - self.n_unseen or self.n_unseen < 1:
+        for name in ("n_unseen", "n_memorised", "n_steps", "n_twin_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.n_memorised > self.n_people - self.n_unseen:
             raise ConfigError(
                 f"{self.n_people} people cannot hold {self.n_unseen} unseen ones and "
                 f"{self.n_memorised} memorised ones; raise n_people."
@@ -94,7 +97,7 @@ def quickstart(
     finished = config.out / "results.json"
     if finished.exists():
         say(f"{config.out} is finished; remove it to run again")
-        return dict(json.loads(finished.read_text(encoding="utf-8")))
+        return dict(read_json(finished, "Remove it, and the report is written anew."))
 
     clock = StageClock(config.out / "seconds.json")
     with clock("make the database"):
@@ -142,7 +145,7 @@ def ask_run(
 
     done = config.out / f"{name}.json"
     if done.exists():
-        return dict(json.loads(done.read_text(encoding="utf-8")))
+        return dict(read_json(done, "Remove it, and the model is asked anew."))
     with clock(f"train {name}"):
         run = MemoryRun(run_config, config.out / name)
         n_parameters = run.model.config.n_parameters
@@ -182,7 +185,7 @@ class StageClock:
         self.file = file
         self.seconds: dict[str, float] = {}
         if file.exists():
-            self.seconds = json.loads(file.read_text(encoding="utf-8"))
+            self.seconds = read_json(file, "Remove it, and stages are timed anew.")
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

@@ -46,13 +46,15 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
 def find_checkpoint(folder: Path) -> Path:
     """The folder itself if it is a checkpoint, the last checkpoint if it is a run.
 
-    Raises ConfigError if it is neither.
+    Raises ConfigError if it is neither, and ITLError if the checkpoint is damaged.
     """
-    from itl_train.checkpoint import checkpoints
+    from itl_train.checkpoint import check_whole, checkpoints
 
     if (folder / "config.json").is_file():
+        check_whole(folder)
         return folder
     if found := checkpoints(folder / "checkpoints"):
+        check_whole(found[-1])
         return found[-1]
     raise ConfigError(f"There is no trained model in {folder}; name a run's folder or checkpoint.")
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import machine
 from benchmarks.study_report import publish, results_folder, table
-from benchmarks.timing import race, say, spread, with_spread
+from benchmarks.timing import check_threads, race, say, spread, with_spread
 from itl_env import FactDatabase, people
 
 
@@ -50,6 +50,7 @@ def scaling(config: ScalingConfig, show: Callable[[str], None] = print) -> dict[
     from itl_train.memory import MemoryRun
     from itl_train.memory_config import MemoryConfig
 
+    check_threads(config.n_threads)
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     sizes = PRESETS[config.preset]

@@ -14,12 +14,12 @@ from typing import Any, Generic, Literal, TypeVar
 from benchmarks.board import Board
 from benchmarks.cells import train_cell
 from benchmarks.reference import RECALL
-from benchmarks.study_report import results_folder
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
 from itl_train.rows import RUNS, read_rows, write_rows
-from itl_train.sweep import CELLS, Cell, Launcher, Row, Work, for_device, sweep
+from itl_train.run_folder import claim
+from itl_train.sweep import CELLS, Cell, Launcher, Row, State, Work, for_device, sweep
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -43,7 +43,8 @@ class StudyConfig(Launcher):
 
     out: Path  # folder of the study
     preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
-    """smoke: about a minute; laptop: under two hours on two cores; paper: the published grid."""
+    """smoke: about a minute; laptop: under two hours on two cores; paper, where there is one: the
+    published grid."""
     device: str = "cpu"  # where models are trained: cpu, cuda, ...
     retry: bool = False  # run again what failed
     fresh: bool = False  # run also what the library's own result tables hold
@@ -81,20 +82,24 @@ class Study(Generic[Group]):
     """
 
     def __init__(self, name: str, config: StudyConfig, work: Work = train_cell) -> None:
-        """Raises ConfigError if `config.out` is no folder."""
+        """Raises ConfigError if `config.out` is no folder, or that of something else."""
         self.name = name
         self.work = work
         self.config = config
-        if config.out.exists() and not config.out.is_dir():
-            raise ConfigError(f"{config.out} is a file; name a folder for the study.")
         if config.device != "cpu" and config.launcher != "slurm":  # whose nodes may have others
             from itl_train.team import check_device
 
             check_device(config.device)
-        results_folder(config.out)
+        claim(config.out, f"itl bench run {name}")
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
         self._here: dict[str, None] = {}  # the cells that are run in `config.out`, in order
+        self._states: dict[str, State] = {}  # of all cells so far
+
+    @property
+    def n_shipped(self) -> int:
+        """How many rows are the library's own, measured elsewhere."""
+        return sum(name in self._known for name in self.rows)
 
     def run(self, cells: Sequence[Cell], launcher: Launcher | None = None) -> list[Row]:
         """The rows of the cells, run where there is none yet.
@@ -106,6 +111,11 @@ class Study(Generic[Group]):
         config = self.config
         self._here |= dict.fromkeys(c.name for c in cells if c.name not in self._known)
         write_text(config.out / CELLS, json.dumps(list(self._here), indent=1) + "\n")
+
+        def show(states: Mapping[str, State]) -> None:
+            self._states |= states
+            board.show(self._states)
+
         with Board(config.out) as board:
             rows = sweep(
                 cells,
@@ -114,7 +124,7 @@ class Study(Generic[Group]):
                 for_device(launcher or config, config.device),
                 known=self._known.values(),
                 retry=config.retry,
-                on_change=board.show,
+                on_change=show,
             )
         self.keep(rows)
         if len(rows) < len(cells):

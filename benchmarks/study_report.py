@@ -1,6 +1,7 @@
 """What the reports of the studies share: tables, fits, and the files at the end."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ def results_folder(out: Path) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ITLError(f"Cannot write to {out}: {error.strerror}.") from None
+    if not os.access(out, os.W_OK):  # which would only be found when all is measured
+        raise ITLError(f"Cannot write to {out}: you lack the permission.")
     return out
 
 
@@ -104,6 +107,12 @@ def line_fit(points: Sequence[tuple[float, float | None]]) -> dict[str, float] |
     return {"slope": float(slope), "intercept": float(intercept), "r2": r2}
 
 
+def _duration(seconds: float) -> str:
+    """How long processes worked, added up."""
+    hours = seconds / 3600
+    return f"{hours:.1f} process hours" if hours >= 1 else f"{seconds / 60:.0f} process minutes"
+
+
 def finish(
     study: "Study[Any]",
     result: Mapping[str, Any],
@@ -134,11 +143,16 @@ def finish(
     on = whole["machine"]
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
     text = (
-        f"{report}\n{whole['runs']:,} runs in {seconds / 3600:.1f} process hours. All models: "
+        f"{report}\n{whole['runs']:,} runs in {_duration(seconds)}. All models: "
         f"{settings}. Reported on: {on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
         f"`itl bench run {study.name} {config.flags}`\n"
     )
     write_text(config.out / "study.json", json.dumps(whole, indent=1) + "\n")
     write_text(config.out / "report.md", text)
     say(text)
+    if n := study.n_shipped:
+        say(
+            f"{n} of the {len(rows):,} runs came with the library, measured elsewhere; --fresh "
+            "runs them here."
+        )
     return whole

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from benchmarks.machine import machine
 from benchmarks.study_report import publish, results_folder
-from benchmarks.timing import say, with_spread
+from benchmarks.timing import check_threads, say, with_spread
 from itl_env import FactDatabase, people
 
 
@@ -76,6 +76,7 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 
     sizes = SIZES[config.preset]
     began = time.perf_counter()
+    check_threads(config.n_threads)
     out = results_folder(config.out)
     with tempfile.TemporaryDirectory(prefix="itl-throughput-") as temporary:
         folder = Path(temporary)

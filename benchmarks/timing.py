@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from itl_env.errors import ConfigError
+
 Rates = dict[str, list[float]]
 """Things per second of each side, one figure for each round."""
 
@@ -14,6 +16,12 @@ Rates = dict[str, list[float]]
 def say(line: str) -> None:
     """A line of progress on stderr, which leaves stdout to the result."""
     print(line, file=sys.stderr, flush=True)
+
+
+def check_threads(n: int) -> None:
+    """Raise ConfigError for a number of CPU threads that is negative."""
+    if n < 0:
+        raise ConfigError(f"n_threads is {n}; it must not be negative.")
 
 
 def race(sides: Mapping[str, Callable[[], int]], rounds: int) -> Rates:

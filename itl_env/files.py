@@ -1,11 +1,13 @@
 """Files that are seen whole or not at all."""
 
+import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 
 
 @contextmanager
@@ -31,6 +33,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path, then: str = "") -> Any:
+    """What a JSON file holds; raises ITLError that names it, and says what to do `then`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ITLError(" ".join([f"{path} is damaged: {error}.", then]).rstrip()) from None
 
 
 def write_text(path: str | Path, text: str) -> None:

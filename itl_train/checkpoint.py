@@ -94,6 +94,21 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
+def what_is_left(folder: Path) -> str:
+    """A sentence on what a run that fails has saved."""
+    found = checkpoints(folder)
+    return f"The checkpoint {found[-1]} is intact." if found else "There is no checkpoint yet."
+
+
+def check_whole(path: Path) -> None:
+    """Raise ITLError if one of a checkpoint's files is not as it was written."""
+    if name := _damage(path):
+        raise ITLError(
+            f"{path} is broken: {name} is not as it was written. Give the command that trained it "
+            "again, which goes on from an earlier checkpoint, or name another one."
+        )
+
+
 def keep_last(folder: Path, n: int) -> None:
     """Remove all but the last n checkpoints, and what an interrupted write left."""
     found = checkpoints(folder)

@@ -21,6 +21,7 @@ from itl_train.checkpoint import (
     newest,
     save_checkpoint,
     save_model_and_tokenizer,
+    what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory import OnMetrics, Tasks, check_finite, recorded
@@ -95,7 +96,7 @@ class EnsembleRun:
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
-        with threads(self.n_threads):
+        with threads(self.n_threads), self.folder.alone():
             while not self.finished:
                 with deferred_interrupt() as interrupted:
                     while not self.finished and not interrupted():
@@ -136,8 +137,7 @@ class EnsembleRun:
             member = int(finite.logical_not().nonzero()[0])
             raise ITLError(
                 f"The loss of member {member} is {float(losses[member])} at step {self.step}; "
-                "lower its lr or muon_lr. "
-                f"The last checkpoint in {self.folder.checkpoints} is intact."
+                f"lower its lr or muon_lr. {what_is_left(self.folder.checkpoints)}"
             )
         self.step += 1
         if self.step % config.evaluate_every == 0:

@@ -1,11 +1,12 @@
 """Where the jobs of a sweep are: processes of this machine, or Slurm."""
 
 import math
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Processes:
 
         self._executor = submitit.LocalExecutor(logs)
         self._executor.update_parameters(**settings)
+        self._logs = logs
         self.most = len(gpus) // share if share else sys.maxsize  # jobs at a time
         self._free = list(gpus)
         self._share = share
@@ -43,7 +45,8 @@ class Processes:
         taken, self._free = self._free[: self._share], self._free[self._share :]
         if taken:
             self._executor.update_parameters(visible_gpus=taken)
-        job = self._executor.submit(work)
+        with _stderr_into(self._logs / "controllers.log"):
+            job = self._executor.submit(work)
         self._taken[job.job_id] = taken
         return job
 
@@ -57,6 +60,22 @@ class Processes:
     def leave(self, job: Any) -> None:
         """Stop the job."""
         job.cancel()
+
+
+@contextmanager
+def _stderr_into(file: Path) -> Iterator[None]:
+    """Let processes that are started here write their errors into a file.
+
+    Those of submitit, one beside each job, meet Ctrl-C with a traceback.
+    """
+    before = os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 class SlurmQueue:

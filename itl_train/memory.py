@@ -10,6 +10,7 @@ the CPU of the same machine, ends with the same bits as an unbroken run.
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from itl_train.checkpoint import (
     newest,
     save_checkpoint,
     save_model_and_tokenizer,
+    what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
@@ -198,7 +200,7 @@ class MemoryRun:
         checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
         finite, naming the step.
         """
-        with threads(self.n_threads):
+        with threads(self.n_threads), self.folder.alone() if self.team.first else nullcontext():
             if not self.finished:
                 self._train(on_metrics)
             return self._evaluated or self._evaluate(on_metrics)
@@ -261,7 +263,7 @@ class MemoryRun:
         if not math.isfinite(stepped.loss):
             raise ITLError(
                 f"The loss is {stepped.loss} at step {self.step}; lower lr or muon_lr. "
-                f"The last checkpoint in {self.folder.checkpoints} is intact."
+                f"{what_is_left(self.folder.checkpoints)}"
             )
         self.step += 1
         self._loss_sum += stepped.loss
@@ -340,7 +342,7 @@ def check_finite(model: NanoLlama, step: int, checkpoints: Path) -> None:
     if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
         raise ITLError(
             f"The weights are not finite after step {step}; lower lr or muon_lr. "
-            f"The last checkpoint in {checkpoints} is intact."
+            f"{what_is_left(checkpoints)}"
         )
 
 

@@ -85,7 +85,7 @@ class MemoryConfig:
     sources: tuple[str, ...] = ()  # what to train on; by default the expert's episodes in the mode
     """in-tool, in-weight, biographies, or a file of texts or messages; in-tool=3 weighs 3"""
     batch_size: int = 16  # dialogues a step
-    pad_to: int = 0  # tokens of every row; 0 groups dialogues by length, and pads little
+    pad_to: int = 0  # tokens of a row, at least; 0 groups dialogues by length, and pads little
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     compile: bool = False
     """torch.compile the model: faster steps after some ten seconds; needs a C++ compiler"""

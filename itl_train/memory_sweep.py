@@ -16,10 +16,10 @@ from typing import Any
 
 from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError
-from itl_env.files import write_text
+from itl_env.files import read_json, write_text
 from itl_train.memory_config import MemoryConfig
 from itl_train.rows import RUNS, write_rows
-from itl_train.run_folder import has_begun
+from itl_train.run_folder import claim, has_begun, read_yaml
 from itl_train.sweep import (
     CELLS,
     Cell,
@@ -43,7 +43,10 @@ def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> 
 
     Raises ConfigError if the settings of one contradict, or if there is none.
     """
-    differing = [key for key, values in axes.items() if len(values) > 1]
+    for key, listed in axes.items():
+        if twice := [value for value in listed if list(listed).count(value) > 1]:
+            raise ConfigError(f"The value {twice[0]!r} of {key} is given twice.")
+    differing = [key for key, listed in axes.items() if len(listed) > 1]
     cells = []
     for values in grid(axes):
         settings = {**base, **values}
@@ -62,7 +65,7 @@ def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> 
         name = ",".join(f"{key}={values[key]}".replace("/", "_") for key in differing)
         cells.append(Cell(name or "run", settings))
     if not cells:
-        empty = next(key for key, values in axes.items() if not values)
+        empty = next(key for key, listed in axes.items() if not listed)
         raise ConfigError(f"There is no value of {empty}, and so no run.")
     return cells
 
@@ -78,18 +81,21 @@ def sweep_memory(
 ) -> list[Row]:
     """Train what is left of the cells, and return the rows of all that are done, in order.
 
-    A row holds a run's settings and its last evaluation; all are in `out/runs.csv`, too.
+    A row holds a run's settings and its last evaluation. `out/runs.csv` holds these rows, and after
+    them those of other grids that were run in the folder.
 
     cells: of `memory_cells`. ensemble: runs of one shape that train as one model; 1 for none, 0 for
         as many as are fastest. retry, on_change: see `sweep`.
 
-    Where a member of an ensemble fails, say by a learning rate that is too high, all its members
-    are run alone, so that only that one fails. Raises ConfigError if the folder holds runs of other
-    settings, and what `sweep` raises.
+    A run of the same settings that is in the folder already, of another grid say, is not run again,
+    whatever its name. Where a member of an ensemble fails, say by a learning rate that is too high,
+    all its members are run alone, so that only that one fails. Raises ConfigError if a database
+    does not fit or the folder holds something else, and what `sweep` raises.
     """
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} is a file; name a folder for the sweep.")
-    out.mkdir(parents=True, exist_ok=True)
+    check_worlds(cells)
+    claim(out, "itl sweep memory")
+    there = names_there(out)
+    cells = [Cell(there.get(_identity(cell.settings), cell.name), cell.settings) for cell in cells]
     check_begun(cells, out)
     for device in {MemoryConfig(**cell.settings).device for cell in cells}:
         launcher = for_device(launcher, device)
@@ -103,6 +109,7 @@ def sweep_memory(
             done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done
         }
         names = [*begun, *(cell.name for cell in left)]
+        names += [name for name in _cells_of(out) if name not in names and _counts(out / name)]
         write_text(out / CELLS, json.dumps(names, indent=1) + "\n")
         ended = sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
         if not any(_failed(out, cell) for cell in left):
@@ -110,8 +117,64 @@ def sweep_memory(
         retry = False  # what failed alone failed just now
     done |= {row["cell"]: row for each in ended for row in each.get("rows", [each])}
     rows = [done[cell.name] for cell in cells if cell.name in done]
-    write_rows(out / RUNS, rows)
+    others = [name for name in _cells_of(out) if name not in done and state(out / name) == "done"]
+    done |= {row["cell"]: row for name in others for row in _rows_of(out / name)}
+    wanted = {cell.name for cell in cells}
+    write_rows(out / RUNS, [*rows, *(row for name, row in done.items() if name not in wanted)])
     return rows
+
+
+def _cells_of(out: Path) -> list[str]:
+    """The folders that sweeps have named so far."""
+    file = out / CELLS
+    return list(read_json(file, "Remove it.")) if file.exists() else []
+
+
+def _counts(folder: Path) -> bool:
+    """Whether a cell of another grid has an end: an ensemble that failed was replaced."""
+    ended = state(folder)
+    return ended == "done" or (ended == "failed" and not folder.name.startswith(ENSEMBLE))
+
+
+def _rows_of(folder: Path) -> list[Row]:
+    """The rows of a cell that is done: its own, or those of an ensemble's members."""
+    row = read_row(folder)
+    return list(row.get("rows", [row]))
+
+
+def names_there(out: Path) -> dict[str, str]:
+    """The names of the runs that sweeps have begun in a folder, by their settings."""
+    found = {}
+    for file in out.glob("*/config.yaml"):
+        if "members" not in (settings := read_yaml(file)):
+            found[_identity(settings)] = file.parent.name
+    for members in _ensembles(out).values():
+        found |= {_identity(member["settings"]): member["name"] for member in members}
+    return found
+
+
+def _identity(settings: Mapping[str, Any]) -> str:
+    """A hash of all settings of a run, defaults included."""
+    resolved = asdict(MemoryConfig(**settings))
+    return digest({**resolved, "database": public_url(parse_url(resolved["database"]))})
+
+
+def _ensembles(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """The names and settings of the members of each ensemble of a sweep."""
+    file = out / ENSEMBLES
+    if not file.exists():
+        return {}
+    return dict(read_json(file, "Remove it and its ensembles, which are trained anew then."))
+
+
+def check_worlds(cells: Sequence[Cell]) -> None:
+    """Raise ConfigError if a database is not there, or holds too few people for its runs."""
+    from itl_train.memory import Tasks
+
+    asked = ("database", "table", "key", "n_people", "n_unseen")
+    configs = [MemoryConfig(**cell.settings) for cell in cells]
+    for config in {tuple(getattr(each, name) for name in asked): each for each in configs}.values():
+        Tasks.open(config).seen.database.close()
 
 
 def check_begun(cells: Sequence[Cell], out: Path) -> None:
@@ -152,10 +215,7 @@ def join_cells(cells: Sequence[Cell], out: Path, launcher: Launcher, size: int =
     """
     from itl_train.ensemble import fastest_size, may_join
 
-    file = out / ENSEMBLES
-    recorded: dict[str, list[dict[str, Any]]] = {}
-    if file.exists():
-        recorded = json.loads(file.read_text(encoding="utf-8"))
+    recorded = _ensembles(out)
     wanted = {cell.name: cell for cell in cells}
     kept: list[Cell] = []
     apart: set[str] = set()
@@ -181,7 +241,7 @@ def join_cells(cells: Sequence[Cell], out: Path, launcher: Launcher, size: int =
         joined += [_joined(group[first : first + most]) for first in range(0, len(group), most)]
     new = {cell.name: cell.settings["members"] for cell in joined if "members" in cell.settings}
     if new:
-        write_text(file, json.dumps(recorded | new, indent=1) + "\n")
+        write_text(out / ENSEMBLES, json.dumps(recorded | new, indent=1) + "\n")
     return kept + joined
 
 
@@ -204,7 +264,7 @@ def finished_members(out: Path) -> dict[str, Row]:
 
 
 def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
-    """Train one run; its row is its settings and its last evaluation.
+    """Train one run; its row is its settings, defaults included, and its last evaluation.
 
     An ensemble's settings are its `members`, and its row holds their `rows`, which say in which
     folder beside those of other cells each member is.
@@ -215,16 +275,26 @@ def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     if "members" not in settings:
         run = MemoryRun(MemoryConfig(**settings), folder)
         last = run.train()
-        return {**settings, "parameters": run.model.config.n_parameters, **last}
+        return {**_columns(settings), "parameters": run.model.config.n_parameters, **last}
     members = settings["members"]
     together = EnsembleRun([MemoryConfig(**each["settings"]) for each in members], folder)
     evaluations = together.train()
     own = {"parameters": together.model.config.n_parameters}
     return {
         "rows": [
-            {"cell": m["name"], **m["settings"], **own, **last, "folder": f"{folder.name}/{place}"}
-            for m, last, place in zip(
-                members, evaluations, (member.path.name for member in together.members), strict=True
-            )
+            {
+                "cell": member["name"],
+                **_columns(member["settings"]),
+                **own,
+                **last,
+                "folder": f"{folder.name}/{run.path.name}",
+            }
+            for member, last, run in zip(members, evaluations, together.members, strict=True)
         ]
     }
+
+
+def _columns(settings: Mapping[str, Any]) -> Row:
+    """All settings of a run that say something; what is None comes back from a table as nothing."""
+    resolved = asdict(MemoryConfig(**settings))
+    return {name: value for name, value in resolved.items() if value not in (None, ())}

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from itl_env.episode import package_versions
 from itl_env.errors import ConfigError, ITLError
@@ -35,8 +37,24 @@ class RunFolder:
         """Begin a run in `path`, or reopen the run that is there; raises what `begin` raises."""
         begin(path, config)
         folder = cls(path)
-        folder.checkpoints.mkdir(exist_ok=True)
+        with folder.alone():  # or what follows would take another process's files away
+            folder.checkpoints.mkdir(exist_ok=True)
         return folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training in the folder; raises ITLError if one does."""
+        lock = FileLock(self.path / ".training.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise ITLError(
+                f"Another process is training in {self.path}; wait for it, or name another folder."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def log(
         self, row: dict[str, Any], on_metrics: Callable[[dict[str, Any]], None] | None = None
@@ -83,10 +101,12 @@ def load_runs(folder: str | Path) -> "pd.DataFrame":
     """One row for each run in a folder, however deep, or an empty table.
 
     Columns are `run`, its place in the folder, its settings, and the newest value of each of its
-    metrics, unless a setting has the same name.
+    metrics, unless a setting has the same name. Raises ConfigError if there is no such folder.
     """
     import pandas as pd
 
+    if not Path(folder).is_dir():
+        raise ConfigError(f"There is no folder {folder}.")
     rows = []
     for file in sorted(Path(folder).rglob("config.yaml")):
         settings = read_yaml(file)
@@ -125,6 +145,34 @@ def has_begun(path: Path, config: dict[str, Any]) -> bool:
     if foreign:
         raise ConfigError(f"{path} holds {foreign[0]!r} but no run; name a new or empty folder.")
     return False
+
+
+MAKER = "made-by.txt"  # in a folder of many runs: which command it belongs to
+
+
+def claim(path: Path, maker: str) -> None:
+    """Begin or reopen a folder of many runs; raises ConfigError if it is not this maker's.
+
+    maker: the command, such as `itl sweep memory`.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; name a folder.")
+    file = path / MAKER
+    if file.exists():
+        if (there := file.read_text(encoding="utf-8").strip()) != maker:
+            raise ConfigError(
+                f"{path} belongs to `{there}`, not to `{maker}`; name another folder."
+            )
+        return
+    if path.is_dir() and (foreign := sorted(entry.name for entry in path.iterdir())):
+        raise ConfigError(
+            f"{path} holds {foreign[0]!r}, but nothing of `{maker}`; name a new or empty folder."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        write_text(file, f"{maker}\n")
+    except OSError as error:
+        raise ITLError(f"Cannot write to {path}: {error.strerror}.") from None
 
 
 def begin(path: Path, config: dict[str, Any]) -> None:

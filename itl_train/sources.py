@@ -11,6 +11,7 @@ A source is written `KIND` or `KIND=WEIGHT`, where the kind is
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple, cast, get_args
 
 from itl_agents.agent import rollout
@@ -148,7 +149,7 @@ def _from_rows(
             yield from text_pieces(row["text"], tokenizer, max_length)
         else:
             raise ConfigError(
-                f"Row {place} of {name} has neither `messages` nor `text`; it has "
+                f"Row {place} of {name} has neither `messages` nor a `text` that is text; it has "
                 f"{', '.join(row) or 'nothing'}."
             )
 
@@ -194,7 +195,8 @@ def open_dataset(name: str) -> Iterable[dict[str, Any]]:
             if path.suffix == ".arrow":  # perhaps in a folder that is refused otherwise
                 return datasets.load_dataset("arrow", data_files=name, split="train")
             # It tells the format by the file's name.
-            return datasets.load_dataset(str(path.parent), data_files=path.name, split="train")
+            folder = str(path.parent.absolute())
+            return datasets.load_dataset(folder, data_files=path.name, split="train")
         if "/" not in name and not path.is_dir():
             raise ConfigError(
                 f"There is no source {name!r}: it is neither {', '.join(ABOUT_PEOPLE)}, nor a file "
@@ -204,5 +206,12 @@ def open_dataset(name: str) -> Iterable[dict[str, Any]]:
     except ConfigError:
         raise
     except Exception as error:  # a reader raises what it likes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"Cannot read the source {name}: {reason}") from None
+        raise ConfigError(f"Cannot read the source {name}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What `datasets` says is wrong, in a line."""
+    if isinstance(error, StopIteration):
+        return "it is empty."
+    told = error.__cause__ or error  # it wraps what its readers raise in words that say nothing
+    return shorten(str(told), 200, placeholder=" ...") or type(told).__name__

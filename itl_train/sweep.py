@@ -21,7 +21,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from itl_env.errors import ConfigError, ITLError
-from itl_env.files import write_text
+from itl_env.files import read_json, write_text
 from itl_train.jobs import Processes, SlurmQueue
 from itl_train.run_folder import FAILURE
 
@@ -174,8 +174,10 @@ def state(folder: Path) -> State:
 
 
 def read_row(folder: Path) -> Row:
-    """The row of a cell that is done."""
-    row: Row = json.loads((folder / ROW).read_text(encoding="utf-8"))
+    """The row of a cell that is done; raises ITLError if it is damaged."""
+    row: Row = read_json(
+        folder / ROW, "Remove it, and the run's last checkpoint is measured again."
+    )
     return row
 
 

@@ -113,7 +113,7 @@ def read_ranks(file: Path) -> dict[bytes, int]:
     try:
         for line in file.read_bytes().split(b"\n"):
             if line.strip():
-                token, rank = line.split()
+                token, _, rank = line.strip().partition(b" ")
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is not a tiktoken file: {error}.") from None

@@ -37,26 +37,80 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     }  # fmt: skip
     file, out = tmp_path / "base.yaml", tmp_path / "sweep"
     file.write_text(yaml.safe_dump(base))
-    # One of the two worlds is too small, which is seen only when its run begins.
-    command = ("sweep", "memory", "n_people=4,9999", "--base", file, "--out", out)
-    status, _, err = run(*command)
+    status, _, err = run("sweep", "memory", "n_people=4,9999", "--base", file, "--out", out)
+    assert status == 2
+    assert "fewer than 9,999" in sentence(err)
+    assert not out.exists(), "nothing has begun"
+    # A rate that is too high is seen only when its run has begun.
+    status, _, err = run("sweep", "memory", "lr=1e-3,1e30", "--base", file, "--out", out)
     assert status == 1
     assert "1 of 2 runs failed" in err
     status, said, _ = run("sweep", "status", out)
     assert status == 0
-    assert "fewer than 9,999" in said
-    assert said.splitlines()[-1] == "1 done, 0 running, 0 waiting, 1 failed"
+    failed, counts = said.splitlines()
+    assert failed == (
+        "failed   lr=1e+30: The loss is nan at step 1; lower lr or muon_lr. There is no checkpoint "
+        f"yet; see {out}/lr=1e+30/failure.txt"
+    )
+    assert counts == "1 done, 0 running, 0 waiting, 1 failed"
 
-    assert run("sweep", "memory", "seed=0:2", "--base", file, "--out", out)[0] == 0
+    # Another grid, of which one run is there under another name.
+    grid = ("sweep", "memory", "seed=0:2", "lr=1e-3", "--base", file, "--out", out)
+    before = (out / "lr=0.001" / "row.json").stat().st_mtime_ns
+    assert run(*grid)[0] == 0
+    assert (out / "lr=0.001" / "row.json").stat().st_mtime_ns == before
     table = pd.read_csv(out / "runs.csv")
-    assert table["cell"].tolist() == ["seed=0", "seed=1"]
+    assert table["cell"].tolist() == ["lr=0.001", "seed=1"]
     assert table["recall_seen"].between(0, 1).all()
-    assert run("sweep", "status", out)[1] == "2 done, 0 running, 0 waiting, 0 failed\n"
+    assert run("sweep", "status", out)[1].splitlines()[-1] == (
+        "2 done, 0 running, 0 waiting, 1 failed"
+    )
+
+    # A third, whose rows are put before those of the others.
+    assert run("sweep", "memory", "seed=3", "--base", file, "--out", out)[0] == 0
+    assert pd.read_csv(out / "runs.csv")["seed"].tolist() == [3, 0, 1]
 
     file.write_text(yaml.safe_dump(base | {"n_steps": 3}))
-    status, _, err = run("sweep", "memory", "seed=0:2", "--base", file, "--out", out)
+    status, _, err = run(*grid)
     assert status == 2
     assert "n_steps=2, not 3" in sentence(err), "rows of other settings are not passed off"
+
+
+def test_a_value_written_twice_is_refused(run, world: str, tmp_path: Path) -> None:
+    axes = (f"database={world}", "lr=1e-3,0.001")
+    status, _, err = run("sweep", "memory", *axes, "--out", tmp_path / "sweep")
+    assert status == 2
+    assert "The value 0.001 of lr is given twice." in sentence(err)
+
+
+def test_folders_of_many_runs_keep_to_their_command(run, world: str, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    axes = (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+    assert run("sweep", "memory", *axes, "--out", out)[0] == 0
+    status, _, err = run("bench", "run", "bounds", "--preset", "smoke", "--out", out)
+    assert status == 2
+    assert "belongs to `itl sweep memory`, not to `itl bench run bounds`" in sentence(err)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").write_text("")
+    status, _, err = run("sweep", "memory", *axes, "--out", tmp_path / "notes")
+    assert status == 2
+    assert "holds 'thesis.tex', but nothing of `itl sweep memory`" in sentence(err)
+
+
+def test_damaged_files_of_a_sweep_are_named(run, world: str, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    axes = (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+    assert run("sweep", "memory", *axes, "--out", out)[0] == 0
+    (out / "run" / "row.json").write_text('{"cell": ')
+    status, _, err = run("sweep", "memory", *axes, "--out", out)
+    assert status == 1
+    assert f"{out}/run/row.json is damaged" in err.splitlines()[-1]
+    (out / "run" / "row.json").unlink()
+    assert run("sweep", "memory", *axes, "--out", out)[0] == 0
+    (out / "cells.json").write_text("[")
+    status, _, err = run("sweep", "status", out)
+    assert status == 1
+    assert f"{out}/cells.json is damaged" in sentence(err)
 
 
 def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_training_leaves_a_folder_of_something_else_alone(run, world: str, tmp_p
 
 def test_eval_asks_about_people_the_run_did_not_train_on(run, trained, world, tmp_path) -> None:
     out = tmp_path / "answers.jsonl"
+    assert run("eval", trained, "--start", "-5")[0] == 2
     status, said, _ = run("eval", trained, "--n", 6, "--out", out)
     assert status == 0
     assert re.search(r"in-tool, people from index 8: recall [\d.]+% \[.*of 6 questions", said)

@@ -47,6 +47,13 @@ def test_a_device_that_is_not_here_is_one_sentence(run, tmp_path: Path, study: s
     assert not out.exists()
 
 
+@pytest.mark.parametrize("study", ["ensembles", "scaling", "throughput"])
+def test_a_negative_number_of_threads_is_one_sentence(run, tmp_path: Path, study: str) -> None:
+    status, _, said = run("bench", "run", study, "--n-threads", "-1", "--out", tmp_path / "out")
+    assert (status, said) == (2, "itl: n_threads is -1; it must not be negative.\n")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("study", ["ensembles", "scaling"])
 def test_a_place_that_cannot_be_written_is_one_sentence(run, tmp_path: Path, study: str) -> None:
     (tmp_path / "file").write_text("")

@@ -145,7 +145,8 @@ def test_a_scheduler_finds_the_run_saved_and_may_let_it_go_on(world: str, tmp_pa
                 signal.raise_signal(number)
 
     def handler(number: int, frame: object) -> None:
-        handled.append((number, MemoryRun(config, tmp_path / "told").step))
+        saved = checkpoints(tmp_path / "told" / "checkpoints")[-1]
+        handled.append((number, int(saved.name.removeprefix("step-"))))
 
     before = [signal.signal(number, handler) for number in numbers]
     try:
@@ -233,6 +234,22 @@ def test_a_broken_checkpoint_is_passed_over(world: str, tmp_path: Path) -> None:
             assert run.step == 20, name
             run.train()
             assert same(weights(tmp_path), expected)
+
+
+def test_a_folder_is_trained_in_by_one_process(world: str, tmp_path: Path) -> None:
+    config = tiny(world)
+    run = MemoryRun(config, tmp_path)
+    tried: list[str] = []
+
+    def meanwhile(row: dict[str, object]) -> None:
+        if not tried:
+            with pytest.raises(ITLError, match="Another process is training in") as refused:
+                MemoryRun(config, tmp_path)
+            tried.append(str(refused.value))
+
+    run.train(meanwhile)
+    assert tried
+    assert MemoryRun(config, tmp_path).finished, "when it has ended, others may"
 
 
 def test_a_checkpoint_of_unknown_digests_is_taken_as_it_is(world: str, tmp_path: Path) -> None:

@@ -132,6 +132,15 @@ def test_files_of_any_kind_and_folders_of_them_are_read(world: str, tmp_path: Pa
         assert texts(dialogues) == [f"<|eod|>{text}<|eod|>"], name
 
 
+def test_a_file_may_be_in_the_folder_one_works_in(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.jsonl").write_text('{"text": "Tea is at four."}\n')
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.jsonl", "./notes.jsonl"):
+        assert "Tea is at four." in texts(*read(world, name))[0]
+
+
 @given(text=st.text(max_size=200), max_length=st.integers(2, 40))
 def test_long_text_is_cut_so_that_every_token_is_predicted_once(text: str, max_length: int) -> None:
     pieces = list(text_pieces(text, TOKENIZER, max_length))
@@ -146,7 +155,12 @@ def test_bad_sources_are_named(world: str, tmp_path: Path) -> None:
         return str(tmp_path / name)
 
     for name, said in (
-        (write("a.jsonl", {"prompt": "x"}), "neither `messages` nor `text`; it has prompt"),
+        (write("a.jsonl", {"prompt": "x"}), "neither `messages` nor a `text` .* it has prompt"),
+        (
+            write("f.jsonl", {"text": 3}),
+            "neither `messages` nor a `text` that is text; it has text",
+        ),
+        (write("g.jsonl"), "Cannot read the source .*g.jsonl: it is empty"),
         (write("b.jsonl", {"messages": [{"role": "system", "content": "x"}]}), "do not fit"),
         (write("c.jsonl", {"messages": [{"role": "user", "content": "x"}]}), "nothing to train on"),
         (write("d.weird", {}), "Cannot read the source .*any supported extension"),
