@@ -1,5 +1,6 @@
 """Commands of `itl` for many runs: `sweep memory`, `sweep status`; see `commands_world`."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from itl_train.memory_config import RECIPES, MemoryConfig, RecipeName
 from itl_train.memory_sweep import memory_cells, sweep_memory
 from itl_train.rows import RUNS
 from itl_train.run_folder import FAILURE, read_yaml
-from itl_train.sweep import CELLS, Launcher, State, at_work, state
+from itl_train.sweep import CELLS, Launcher, Row, State, at_work, state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +103,25 @@ def run_sweep_memory(config: SweepMemory) -> None:
             retry=config.retry,
             on_change=board.show,
         )
+    if rows:
+        print(recall_table(rows, [name for name, values in axes if len(values) > 1]))
     print(f"{len(rows)} of {len(cells)} runs are done; their rows are in {config.out / RUNS}")
     if len(rows) < len(cells):
         raise ITLError(
             f"{len(cells) - len(rows)} of {len(cells)} runs failed; "
             f"`itl sweep status {config.out}` says why, and --retry runs them again."
         )
+
+
+def recall_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
+    """The runs' recalls beside the settings in which they differ, the first ones and the last."""
+    import pandas as pd
+
+    table = pd.DataFrame(rows)
+    recalls = [name for name in ("recall_seen", "recall_unseen") if name in table]
+    return table[[*axes, "parameters", "step", *recalls]].to_string(
+        index=False, max_rows=40, float_format="{:.4g}".format
+    )
 
 
 def sweep_status(config: SweepStatus) -> None:

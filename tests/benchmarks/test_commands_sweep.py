@@ -67,7 +67,9 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     )
 
     # A third, whose rows are put before those of the others.
-    assert run("sweep", "memory", "seed=3", "--base", file, "--out", out)[0] == 0
+    status, said, _ = run("sweep", "memory", "seed=3", "--base", file, "--out", out)
+    assert status == 0
+    assert said.splitlines()[0].split() == ["parameters", "step", "recall_seen"]
     assert pd.read_csv(out / "runs.csv")["seed"].tolist() == [3, 0, 1]
 
     file.write_text(yaml.safe_dump(base | {"n_steps": 3}))

@@ -287,7 +287,11 @@ def test_rows_of_the_library_count_as_done_unless_asked_afresh(
     assert {"unseen_recall", "unseen_low", "unseen_high"} <= set(rows)
 
 
-PUBLISHED = sorted(path.parent.name for path in studies.RESULTS.glob("*/runs.csv"))
+PUBLISHED = sorted(
+    path.parent.name
+    for path in studies.RESULTS.glob("*/runs.csv")
+    if (path.parent / "report.md").exists()  # else the study goes on
+)
 
 
 @pytest.mark.parametrize("study", PUBLISHED)
@@ -383,4 +387,4 @@ def test_a_study_needs_a_folder(run, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     status, _, said = run("bench", "run", "bounds", "--preset", "smoke", "--out", file)
-    assert (status, said) == (2, f"itl: {file} is a file; name a folder for the study.\n")
+    assert (status, said) == (2, f"itl: {file} is a file; name a folder.\n")
