@@ -55,11 +55,10 @@ class Sizes(NamedTuple):
     fewest_steps: int
 
 
-LAPTOP = (32, 64, 128, 256)
 EVERY = tuple(2**i for i in range(1, 16))
 PRESETS = {
     "smoke": Sizes((2, 3), (3,), (12, 24), 1, 600, 1),
-    "laptop": Sizes(LAPTOP, LAPTOP, (8, 12, 16, 20, 24, 32, 48), 3, 400, 1_000),
+    "laptop": Sizes((32, 64, 128, 256), (32, 64, 128), (8, 12, 16, 20, 24, 32, 48), 3, 400, 1_000),
     "paper": Sizes(EVERY, EVERY, WIDTHS, 10, 400, 1_000),
 }
 
@@ -178,8 +177,8 @@ def lines(fit: Mapping[str, float] | None, minima: Sequence[Mapping[str, Any]]) 
     if near := line_fit(shared):
         said += (
             f"Through the published sizes of {shared[0][0]:,} to {shared[-1][0]:,} facts it is "
-            f"{near['slope']:.2f} facts + {near['intercept']:,.0f}. Sizes of few facts grow "
-            "faster: "
+            f"{near['slope']:.2f} facts + {near['intercept']:,.0f}. The line is steeper "
+            "where facts are few: "
         )
     return said + (
         f"through the published ones of 8 to 32,768 facts, fitted alike, it is {LINE_OF_MEANS[0]} "
