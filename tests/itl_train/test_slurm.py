@@ -172,6 +172,6 @@ def test_the_command_line_runs_a_grid_on_slurm(
     status = main(["sweep", "memory", *axes, "seed=0:2", *options, "--out", str(tmp_path)])
     captured = capsys.readouterr()
     assert status == 0, captured.err
-    assert captured.out.startswith("4 of 4 runs are done")
+    assert captured.out.splitlines()[-1].startswith("4 of 4 runs are done")
     # The two runs of each width are one job: they train as one model.
     assert captured.err.splitlines()[-1] == "2 done, 0 running, 0 waiting, 0 failed"
