@@ -144,7 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except UsageError as error:
             return _fail(str(error), 2)
-        except SystemExit as stop:  # tyro has printed help or what is wrong
+        except SystemExit as stop:
+            if isinstance(stop.code, int) and stop.code > 128:  # a sweep was asked to end
+                return _fail(f"ended; the same command {_then(command)}.", stop.code)
+            # tyro has printed help or what is wrong.
             return stop.code if isinstance(stop.code, int) else 2
         except BrokenPipeError:
             # The reader has seen enough (`itl show | head`); nothing is left to flush at exit.
@@ -153,9 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             if debug:
                 raise
-            goes_on = command is not None and command.resumes
-            then = "goes on from where it stopped" if goes_on else "starts again"
-            return _fail(f"interrupted; the same command {then}.", 130)
+            return _fail(f"interrupted; the same command {_then(command)}.", 130)
         except Exception as error:
             from itl_env.errors import ConfigError, ITLError
 
@@ -164,6 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             said = _of_system(error) if isinstance(error, OSError) else str(error)
             return _fail(said, 2 if isinstance(error, ConfigError) else 1)
     return 0
+
+
+def _then(command: Command | None) -> str:
+    """What a command that was interrupted does when it is given again."""
+    goes_on = command is not None and command.resumes
+    return "goes on from where it stopped" if goes_on else "starts again"
 
 
 def _of_system(error: OSError) -> str:
