@@ -85,9 +85,13 @@ def test_a_value_written_twice_is_refused(run, world: str, tmp_path: Path) -> No
     assert "The value 0.001 of lr is given twice." in sentence(err)
 
 
+def one_step(world: str) -> tuple[str, ...]:
+    """A sweep of one run that is soon over."""
+    return (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+
+
 def test_folders_of_many_runs_keep_to_their_command(run, world: str, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    axes = (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+    axes, out = one_step(world), tmp_path / "sweep"
     assert run("sweep", "memory", *axes, "--out", out)[0] == 0
     status, _, err = run("bench", "run", "bounds", "--preset", "smoke", "--out", out)
     assert status == 2
@@ -100,8 +104,7 @@ def test_folders_of_many_runs_keep_to_their_command(run, world: str, tmp_path: P
 
 
 def test_damaged_files_of_a_sweep_are_named(run, world: str, tmp_path: Path) -> None:
-    out = tmp_path / "sweep"
-    axes = (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+    axes, out = one_step(world), tmp_path / "sweep"
     assert run("sweep", "memory", *axes, "--out", out)[0] == 0
     (out / "run" / "row.json").write_text('{"cell": ')
     status, _, err = run("sweep", "memory", *axes, "--out", out)

@@ -1,6 +1,7 @@
 """Commands on a model: train it, evaluate it and let it play."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_eval_asks_about_people_the_run_did_not_train_on(run, trained, world, tm
     (checkpoint,) = (trained / "checkpoints").glob("step-*4")
     options = ("--mode", "in-weight", "--start", 0, "--n", 2, "--database", world)
     assert "in-weight, people from index 0" in run("eval", checkpoint, *options)[1]
+
+
+def test_eval_asks_no_damaged_checkpoint(run, trained: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    (weights,) = copy.glob("checkpoints/step-*4/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    status, _, err = run("eval", copy)
+    assert status == 1
+    assert "model.safetensors is not as it was written" in sentence(err)
 
 
 def test_eval_refuses_fewer_than_no_samples(run, trained: Path) -> None:
