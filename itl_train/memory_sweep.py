@@ -143,11 +143,20 @@ def _rows_of(folder: Path) -> list[Row]:
 
 
 def names_there(out: Path) -> dict[str, str]:
-    """The names of the runs that sweeps have begun in a folder, by their settings."""
+    """The names of the runs that sweeps have begun in a folder, by their settings.
+
+    Raises ConfigError if those of one are not what this version knows.
+    """
     found = {}
     for file in out.glob("*/config.yaml"):
         if "members" not in (settings := read_yaml(file)):
-            found[_identity(settings)] = file.parent.name
+            try:
+                found[_identity(settings)] = file.parent.name
+            except TypeError as error:
+                raise ConfigError(
+                    f"The settings in {file} do not fit: {error}; remove {file.parent}, or name "
+                    "another folder."
+                ) from None
     for members in _ensembles(out).values():
         found |= {_identity(member["settings"]): member["name"] for member in members}
     return found

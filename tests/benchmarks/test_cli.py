@@ -165,6 +165,17 @@ def test_a_reader_that_leaves_is_no_error(world: str, tmp_path: Path) -> None:
     assert shown.stderr == ""
 
 
+def test_a_full_disk_is_named() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    command = [sys.executable, "-m", "benchmarks.cli", "facts", "--help"]
+    with full.open("w") as device:
+        ended = subprocess.run(command, stdout=device, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("itl: The disk is full.")
+
+
 def test_passwords_are_removed_from_text() -> None:
     for text in (
         "postgresql://ada:hunter2@host/db",

@@ -116,6 +116,11 @@ def test_damaged_files_of_a_sweep_are_named(run, world: str, tmp_path: Path) -> 
     status, _, err = run("sweep", "status", out)
     assert status == 1
     assert f"{out}/cells.json is damaged" in sentence(err)
+    (out / "run" / "config.yaml").write_text(f"database: {world}\nmomentum: 0.9\n")
+    status, _, err = run("sweep", "memory", *axes, "--out", out)
+    assert status == 2
+    assert "'momentum'" in sentence(err)
+    assert f"remove {out}/run, or name another folder." in sentence(err)
 
 
 def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Path) -> None:
