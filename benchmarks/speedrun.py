@@ -70,18 +70,18 @@ PRESETS = {
     "laptop": Sizes(
         (
             Goal("in-weight, 64 people", "in-weight", "fenced", 64, 0, 36, 400, 50, 10_000),
-            Goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125, 10_000),
+            Goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125, 6_000),
             Goal(
                 "in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64,
-                14_000, 500, 6_500,
+                14_000, 500, 6_200,
             ),
             Goal(
                 "in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64,
-                3_000, 250, 4_000,
+                3_000, 250, 3_000,
             ),
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
-                5_000, 250, 7_000,
+                5_000, 250, 6_400,
             ),
         ),
         n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,

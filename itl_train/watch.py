@@ -4,6 +4,7 @@ None of it changes what is trained, so a run may be continued with other setting
 compiled run, steps that are looked into are not compiled, and equal up to rounding.)
 """
 
+import functools
 import math
 import resource
 import sys
@@ -57,6 +58,12 @@ def matmul_rate(device: torch.device | str, dtype: torch.dtype, size: int = 0) -
             torch.cuda.synchronize()
         best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+@functools.cache
+def _rate_here(device: torch.device, dtype: torch.dtype, n_threads: int) -> float:
+    """`matmul_rate`, once for all runs of a process."""
+    return matmul_rate(device, dtype)
 
 
 def memory_mb(device: torch.device | str) -> float:
@@ -159,7 +166,7 @@ class Watch:
         `peak_tflops`. memory_mb: see `memory_mb`.
         """
         if not self._peak:
-            self._peak = matmul_rate(self.device, self._dtype)
+            self._peak = _rate_here(self.device, self._dtype, torch.get_num_threads())
         seconds = max(self._seconds, 1e-9)
         rate = self._flops / seconds
         row = {
