@@ -211,13 +211,12 @@ def test_every_width_of_every_preset_is_a_model(
 
 
 def test_every_width_of_the_capacity_search_is_a_model(tmp_path: Path) -> None:
-    small = {"tied_embeddings": True, "tokenizer": "used-bytes", "mode": "in-weight"}
     for preset, sizes in capacity.PRESETS.items():
         config = capacity.CapacityConfig(out=tmp_path, preset=preset)
         for search in sizes.searches.values():
-            for width in search.widths:
-                own = config.settings(**small, **capacity.shape(width))
-                MemoryConfig(database="x", **own)
+            for width, hidden in search.shapes.items():
+                shape = {"d_model": width, "d_hidden": hidden}
+                MemoryConfig(database="x", **config.settings(**capacity.SMALL, **shape))
 
 
 def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:

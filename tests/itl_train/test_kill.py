@@ -16,8 +16,8 @@ world, root = sys.argv[1], pathlib.Path(sys.argv[2])
 torch.set_num_threads(1)
 config = MemoryConfig(
     database=world, mode="in-weight", n_people=8, n_unseen=0, d_model=8, n_layers=1, n_heads=2,
-    d_hidden=8, max_length=128, batch_size=2, n_steps=4, checkpoint_every=2, keep_checkpoints=1, log_every=1, n_evaluate=1,
-    n_threads=1,
+    d_hidden=8, max_length=128, batch_size=2, n_steps=4, checkpoint_every=2, keep_checkpoints=1,
+    log_every=1, n_evaluate=1, n_threads=1,
 )
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
