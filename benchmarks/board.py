@@ -1,10 +1,11 @@
 """How a sweep stands, shown while it runs."""
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from benchmarks.progress import describe as describe_row
 from itl_train.run_folder import RunFolder
@@ -30,6 +31,11 @@ def newest_metrics(folder: Path) -> str:
     return f"step {rows[-1]['step']:,}, {describe_row(rows[-1])}" if rows else "it has begun"
 
 
+def _own_stderr() -> TextIO:
+    """Standard error by another descriptor, for jobs that are started turn the usual one aside."""
+    return os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding=sys.stderr.encoding)
+
+
 class Board:
     """How a sweep stands: a live table on a terminal, a line for each change elsewhere.
 
@@ -49,7 +55,7 @@ class Board:
             from rich.live import Live
 
             self._live = Live(
-                console=self._console or Console(stderr=True),
+                console=self._console or Console(file=_own_stderr()),
                 get_renderable=self.table,
                 refresh_per_second=0.5,
             )

@@ -13,6 +13,7 @@ from itl_env.entropy import world_entropy
 from itl_env.facts import ATTRIBUTES, Person, Vocabulary, people
 from itl_env.files import whole_file
 from itl_train.memory_config import MemoryConfig
+from itl_train.rows import columns
 from itl_train.sweep import Cell, Row, digest
 
 if TYPE_CHECKING:
@@ -157,8 +158,3 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         known = entropy.bits_per_fact * n_facts * row["seen_recall"]
         row["bits_per_parameter"] = known / row["parameters"]
     return row | columns(settings["model"])
-
-
-def columns(model: Mapping[str, Any]) -> Row:
-    """A model's settings as columns of a row; what is None comes back from a table as nothing."""
-    return {name: value for name, value in model.items() if value is not None}

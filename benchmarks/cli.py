@@ -3,7 +3,7 @@
 A command is a line of `COMMANDS` or `STUDIES`: its words, a summary, a dataclass whose fields are
 its flags, and the function that takes one. Modules are loaded only when their command runs, so that
 help comes at once. The exit status is 0 on success, 1 on failure, 2 for bad arguments, 130 after
-Ctrl-C, and 141 if the reader of the output has gone.
+Ctrl-C, 143 after SIGTERM, and 141 if the reader of the output has gone.
 """
 
 import argparse

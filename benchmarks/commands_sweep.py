@@ -117,9 +117,11 @@ def recall_table(rows: Sequence[Row], axes: Sequence[str]) -> str:
     """The runs' recalls beside the settings in which they differ, the first ones and the last."""
     import pandas as pd
 
-    table = pd.DataFrame(rows)
-    recalls = [name for name in ("recall_seen", "recall_unseen") if name in table]
-    return table[[*axes, "parameters", "step", *recalls]].to_string(
+    recalls = [name for name in ("recall_seen", "recall_unseen") if any(name in r for r in rows)]
+    columns = [*axes, "parameters", "step", *recalls]
+    # A row leaves out what is null. As objects, whole numbers stay whole beside it.
+    cells = [{name: row.get(name, "null") for name in columns} for row in rows]
+    return pd.DataFrame(cells, dtype=object).to_string(
         index=False, max_rows=40, float_format="{:.4g}".format
     )
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -44,28 +45,28 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The folder itself if it is a checkpoint, the last checkpoint if it is a run.
+    """The folder itself if it is a checkpoint, the last whole one if it is a run.
 
-    Raises ConfigError if it is neither, and ITLError if the checkpoint is damaged.
+    Warns of damaged ones that a run has after that. Raises ConfigError if there is none, and
+    ITLError if the folder is a damaged one itself.
     """
-    from itl_train.checkpoint import check_whole, checkpoints
+    from itl_train.checkpoint import check_whole, newest_whole
 
     if (folder / "config.json").is_file():
         check_whole(folder)
         return folder
-    if found := checkpoints(folder / "checkpoints"):
-        check_whole(found[-1])
-        return found[-1]
+    if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=2)):
+        return found
     raise ConfigError(f"There is no trained model in {folder}; name a run's folder or checkpoint.")
 
 
 def run_settings(folder: Path) -> dict[str, Any]:
     """The configuration of the run that a folder is, or is a checkpoint of; {} if of none."""
-    from itl_train.run_folder import read_yaml
+    from itl_train.run_folder import CONFIG, read_yaml
 
     for place in (folder, folder.parent.parent):
-        if (place / "config.yaml").is_file():
-            return read_yaml(place / "config.yaml")
+        if (place / CONFIG).is_file():
+            return read_yaml(place / CONFIG)
     return {}
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from benchmarks.cells import World, columns, make_cell, open_run
+from benchmarks.cells import World, make_cell, open_run
 from benchmarks.machine import cpu_name
 from benchmarks.reference import RECALL
 from benchmarks.studies import SAME, SHAPE, Study, StudyConfig
@@ -27,6 +27,7 @@ from benchmarks.timing import race, spread, with_spread
 from itl_env.dialogue import Style
 from itl_env.recall import Mode
 from itl_train.memory_config import RECIPES
+from itl_train.rows import columns
 from itl_train.run_folder import RunFolder
 from itl_train.sweep import Cell, Row
 

@@ -61,8 +61,9 @@ def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) ->
 
     rows: of the study. group: the columns that tell the group from others.
 
-    `failed` is the largest size below that was shown not to do. `exposures` and `steps` are the
-    most that a seed of the smallest size took, or of all if none does.
+    `failed` is the largest size below that was shown not to do. `parameters` are the most that a
+    seed has, for worlds may differ in their tokens; `exposures` and `steps` the most that one of
+    the smallest size took, or of all if none does.
     """
     own = [row for row in rows if all(row[name] == value for name, value in group.items())]
     chosen = [row for row in own if row["d_model"] == width]
@@ -71,7 +72,7 @@ def minimum(rows: Iterable[Row], group: Mapping[str, Any], width: int | None) ->
     return {
         **group,
         "d_model": width,
-        "parameters": chosen[0]["parameters"] if chosen else None,
+        "parameters": max((row["parameters"] for row in chosen), default=None),
         "failed": max(below, default=None),
         "recall": _mean(recalls) if recalls else None,
         "recall_lowest": min(recalls, default=None),

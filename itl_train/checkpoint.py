@@ -154,16 +154,23 @@ def newest(
 ) -> dict[str, Any] | None:
     """What `load` gives of the newest checkpoint that is whole; None if there is none.
 
-    Those with a file that is not as it was written are warned of and removed: they must neither
-    count among those that are kept nor stand where a whole one will be written. What keeps a whole
-    one from being read, such as too little memory, is raised, and nothing is removed.
+    Those after it are removed: they must neither count among those that are kept nor stand where a
+    whole one will be written. What keeps a whole one from being read, such as too little memory, is
+    raised.
     """
+    whole, found = newest_whole(folder, warn), checkpoints(folder)
+    for path in found[found.index(whole) + 1 if whole is not None else 0 :]:
+        shutil.rmtree(path)
+    return None if whole is None else load(whole)
+
+
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are all as they were written; of others it warns."""
     for path in reversed(checkpoints(folder)):
         if (name := _damage(path)) is None:
-            return load(path)
+            return path
         warn(
-            f"The checkpoint {path} is broken: {name} is not as it was written. It is removed; an "
-            "earlier checkpoint is used, if there is one."
+            f"The checkpoint {path} is broken: {name} is not as it was written; an earlier "
+            "checkpoint is used, if there is one."
         )
-        shutil.rmtree(path)
     return None

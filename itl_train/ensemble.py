@@ -68,7 +68,11 @@ class EnsembleRun:
         self.step = self._saved_step = 0
         self.n_threads = self.config.n_threads or min(4, torch.get_num_threads())
         digest = _digest(self.plans)
-        if (found := newest(self.folder.checkpoints, self.folder.warn)) is not None:
+        with self.folder.alone():
+            found = newest(self.folder.checkpoints, self.folder.warn)
+            for folder in (self.folder, *self.members):
+                folder.forget_metrics_after(0 if found is None else found["step"])
+        if found is not None:
             self.step = self._saved_step = found["step"]
             # Sums depend on how many threads share them: the same bits need the same number.
             self.n_threads = found["n_threads"]
@@ -81,8 +85,6 @@ class EnsembleRun:
             for optimizer, saved in zip(self.optimizers, found["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
         self._dialogues = digest
-        for folder in (self.folder, *self.members):
-            folder.forget_metrics_after(self.step)
         self._last = [folder.last_evaluation() for folder in self.members]
 
     def agent(self, index: int) -> NanoLlamaAgent:

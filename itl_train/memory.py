@@ -10,7 +10,7 @@ the CPU of the same machine, ends with the same bits as an unbroken run.
 import dataclasses
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -150,7 +150,8 @@ class MemoryRun:
         self._loss_sum, self._loss_steps = 0.0, 0
         self.n_threads = config.n_threads or min(4, torch.get_num_threads())
         self._digest: str | None = None
-        state = self._restore()
+        with self._alone():
+            state = self._restore()
         self.model.to(self.device)
         self._trained = compiled(self.model) if config.compile else self.model
         self.optimizers = make_optimizers(self.model, config)
@@ -187,6 +188,10 @@ class MemoryRun:
             self.team.wait()
         return state
 
+    def _alone(self) -> AbstractContextManager[None]:
+        """See `RunFolder.alone`; the first process speaks for all."""
+        return self.folder.alone() if self.team.first else nullcontext()
+
     def agent(self) -> NanoLlamaAgent:
         """The model as it is now, playing greedily."""
         return NanoLlamaAgent(self.model, self.tokenizer, name=f"nanollama {self.config.mode}")
@@ -200,7 +205,7 @@ class MemoryRun:
         checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
         finite, naming the step.
         """
-        with threads(self.n_threads), self.folder.alone() if self.team.first else nullcontext():
+        with threads(self.n_threads), self._alone():
             if not self.finished:
                 self._train(on_metrics)
             return self._evaluated or self._evaluate(on_metrics)

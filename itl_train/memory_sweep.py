@@ -18,10 +18,11 @@ from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
 from itl_train.memory_config import MemoryConfig
-from itl_train.rows import RUNS, write_rows
-from itl_train.run_folder import claim, has_begun, read_yaml
+from itl_train.rows import RUNS, columns, write_rows
+from itl_train.run_folder import CONFIG, FAILURE, claim, claimed, has_begun, read_yaml
 from itl_train.sweep import (
     CELLS,
+    ROW,
     Cell,
     Launcher,
     Row,
@@ -34,6 +35,7 @@ from itl_train.sweep import (
     sweep,
 )
 
+MAKER = "itl sweep memory"
 ENSEMBLE = "ensemble-of-"  # with which the names of their folders begin
 ENSEMBLES = "ensembles.json"  # of each ensemble of a sweep, its members' names and settings
 
@@ -92,10 +94,11 @@ def sweep_memory(
     all its members are run alone, so that only that one fails. Raises ConfigError if a database
     does not fit or the folder holds something else, and what `sweep` raises.
     """
-    check_worlds(cells)
-    claim(out, "itl sweep memory")
-    there = names_there(out)
+    there = names_there(out) if claimed(out, MAKER) else {}
     cells = [Cell(there.get(_identity(cell.settings), cell.name), cell.settings) for cell in cells]
+    done = finished_members(out)
+    check_worlds([c for c in cells if c.name not in done and state(out / c.name) != "done"])
+    claim(out, MAKER)
     check_begun(cells, out)
     for device in {MemoryConfig(**cell.settings).device for cell in cells}:
         launcher = for_device(launcher, device)
@@ -109,7 +112,7 @@ def sweep_memory(
             done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done
         }
         names = [*begun, *(cell.name for cell in left)]
-        names += [name for name in _cells_of(out) if name not in names and _counts(out / name)]
+        names += [name for name in folders_of_runs(out) if name not in names]
         write_text(out / CELLS, json.dumps(names, indent=1) + "\n")
         ended = sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
         if not any(_failed(out, cell) for cell in left):
@@ -117,29 +120,25 @@ def sweep_memory(
         retry = False  # what failed alone failed just now
     done |= {row["cell"]: row for each in ended for row in each.get("rows", [each])}
     rows = [done[cell.name] for cell in cells if cell.name in done]
-    others = [name for name in _cells_of(out) if name not in done and state(out / name) == "done"]
-    done |= {row["cell"]: row for name in others for row in _rows_of(out / name)}
+    for name in folders_of_runs(out):
+        if state(out / name) == "done":
+            row = read_row(out / name)
+            done |= {each["cell"]: each for each in row.get("rows", [row])}
     wanted = {cell.name for cell in cells}
     write_rows(out / RUNS, [*rows, *(row for name, row in done.items() if name not in wanted)])
     return rows
 
 
-def _cells_of(out: Path) -> list[str]:
-    """The folders that sweeps have named so far."""
-    file = out / CELLS
-    return list(read_json(file, "Remove it.")) if file.exists() else []
+def folders_of_runs(out: Path) -> list[str]:
+    """The names of the folders of all runs that sweeps have begun in a folder, and of ensembles.
 
-
-def _counts(folder: Path) -> bool:
-    """Whether a cell of another grid has an end: an ensemble that failed was replaced."""
-    ended = state(folder)
-    return ended == "done" or (ended == "failed" and not folder.name.startswith(ENSEMBLE))
-
-
-def _rows_of(folder: Path) -> list[Row]:
-    """The rows of a cell that is done: its own, or those of an ensemble's members."""
-    row = read_row(folder)
-    return list(row.get("rows", [row]))
+    An ensemble that failed is none: its members were run alone.
+    """
+    files = (CONFIG, ROW, FAILURE)
+    names = sorted({file.parent.name for each in files for file in out.glob(f"*/{each}")})
+    return [
+        name for name in names if not (name.startswith(ENSEMBLE) and state(out / name) == "failed")
+    ]
 
 
 def names_there(out: Path) -> dict[str, str]:
@@ -148,7 +147,7 @@ def names_there(out: Path) -> dict[str, str]:
     Raises ConfigError if those of one are not what this version knows.
     """
     found = {}
-    for file in out.glob("*/config.yaml"):
+    for file in out.glob(f"*/{CONFIG}"):
         if "members" not in (settings := read_yaml(file)):
             try:
                 found[_identity(settings)] = file.parent.name
@@ -162,9 +161,14 @@ def names_there(out: Path) -> dict[str, str]:
     return found
 
 
+def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run, defaults included."""
+    return asdict(MemoryConfig(**settings))
+
+
 def _identity(settings: Mapping[str, Any]) -> str:
-    """A hash of all settings of a run, defaults included."""
-    resolved = asdict(MemoryConfig(**settings))
+    """A hash of all settings of a run."""
+    resolved = _resolved(settings)
     return digest({**resolved, "database": public_url(parse_url(resolved["database"]))})
 
 
@@ -189,8 +193,8 @@ def check_worlds(cells: Sequence[Cell]) -> None:
 def check_begun(cells: Sequence[Cell], out: Path) -> None:
     """Raise ConfigError if a cell's folder holds a run of other settings than its name tells."""
     for cell in cells:
-        if (out / cell.name / "config.yaml").exists():
-            settings = asdict(MemoryConfig(**cell.settings))
+        if (out / cell.name / CONFIG).exists():
+            settings = _resolved(cell.settings)
             url = public_url(parse_url(settings["database"]))
             has_begun(out / cell.name, {**settings, "database": url})
 
@@ -204,8 +208,8 @@ def check_done(cells: Sequence[Cell], done: Mapping[str, Row], out: Path) -> Non
 
 def _check_same(cell: Cell, there: Mapping[str, Any], folder: Path) -> None:
     """Raise ConfigError if what is there, in a folder, has other settings than the cell."""
-    wanted = asdict(MemoryConfig(**cell.settings))
-    found = asdict(MemoryConfig(**{name: there[name] for name in wanted if name in there}))
+    wanted = _resolved(cell.settings)
+    found = _resolved({name: there[name] for name in wanted if name in there})
     if differing := [name for name in wanted if wanted[name] != found[name]]:
         key = differing[0]
         raise ConfigError(
@@ -284,7 +288,7 @@ def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     if "members" not in settings:
         run = MemoryRun(MemoryConfig(**settings), folder)
         last = run.train()
-        return {**_columns(settings), "parameters": run.model.config.n_parameters, **last}
+        return {**columns(_resolved(settings)), "parameters": run.model.config.n_parameters, **last}
     members = settings["members"]
     together = EnsembleRun([MemoryConfig(**each["settings"]) for each in members], folder)
     evaluations = together.train()
@@ -293,7 +297,7 @@ def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "rows": [
             {
                 "cell": member["name"],
-                **_columns(member["settings"]),
+                **columns(_resolved(member["settings"])),
                 **own,
                 **last,
                 "folder": f"{folder.name}/{run.path.name}",
@@ -301,9 +305,3 @@ def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
             for member, last, run in zip(members, evaluations, together.members, strict=True)
         ]
     }
-
-
-def _columns(settings: Mapping[str, Any]) -> Row:
-    """All settings of a run that say something; what is None comes back from a table as nothing."""
-    resolved = asdict(MemoryConfig(**settings))
-    return {name: value for name, value in resolved.items() if value not in (None, ())}

@@ -1,12 +1,20 @@
 """Rows of runs as CSV files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from itl_env.files import write_text
 from itl_train.sweep import Row
 
 RUNS = "runs.csv"
+
+
+def columns(settings: Mapping[str, Any]) -> Row:
+    """Settings as columns of a row, without those that say nothing: a table has no place for them,
+    and reads them back as missing.
+    """
+    return {name: value for name, value in settings.items() if value not in (None, ())}
 
 
 def read_rows(file: Path) -> dict[str, Row]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+CONFIG = "config.yaml"  # of a run: its settings
 FAILURE = "failure.txt"  # beside or above a run: why the job that trained it failed
 
 
@@ -37,13 +38,15 @@ class RunFolder:
         """Begin a run in `path`, or reopen the run that is there; raises what `begin` raises."""
         begin(path, config)
         folder = cls(path)
-        with folder.alone():  # or what follows would take another process's files away
-            folder.checkpoints.mkdir(exist_ok=True)
+        folder.checkpoints.mkdir(exist_ok=True)
         return folder
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keep other processes from training in the folder; raises ITLError if one does."""
+        """Keep other processes from training in the folder, and from clearing up there.
+
+        Raises ITLError if one trains there already.
+        """
         lock = FileLock(self.path / ".training.lock")
         try:
             lock.acquire(blocking=False)
@@ -108,7 +111,7 @@ def load_runs(folder: str | Path) -> "pd.DataFrame":
     if not Path(folder).is_dir():
         raise ConfigError(f"There is no folder {folder}.")
     rows = []
-    for file in sorted(Path(folder).rglob("config.yaml")):
+    for file in sorted(Path(folder).rglob(CONFIG)):
         settings = read_yaml(file)
         if "members" in settings:  # an ensemble, whose members are runs
             continue
@@ -127,10 +130,9 @@ def has_begun(path: Path, config: dict[str, Any]) -> bool:
     Raises ConfigError if it holds another run or something else.
     """
     elsewhere = "choose another folder, or remove it."
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; name a folder for the run.")
-    if (path / "config.yaml").exists():
-        there, wanted = read_yaml(path / "config.yaml"), _as_read(config)
+    found = _first_entry(path)
+    if (path / CONFIG).exists():
+        there, wanted = read_yaml(path / CONFIG), _as_read(config)
         if there.keys() != wanted.keys():
             raise ConfigError(f"{path} holds a run of another kind; {elsewhere}")
         if differing := [key for key in wanted if there[key] != wanted[key]]:
@@ -139,38 +141,53 @@ def has_begun(path: Path, config: dict[str, Any]) -> bool:
                 f"{path} holds a run with {key}={there[key]!r}, not {wanted[key]!r}; {elsewhere}"
             )
         return True
-    # A run that was killed as it began leaves its versions, or an unfinished file.
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    foreign = [name for name in names if name != "versions.json" and not name.startswith(".")]
-    if foreign:
-        raise ConfigError(f"{path} holds {foreign[0]!r} but no run; name a new or empty folder.")
+    if found not in (None, "versions.json"):  # which a run leaves that was killed as it began
+        raise ConfigError(f"{path} holds {found!r} but no run; name a new or empty folder.")
     return False
+
+
+def _first_entry(path: Path) -> str | None:
+    """The first name in a folder; None if there is none, or no folder.
+
+    Those that begin with a dot do not count: what a kill left unfinished, and what systems put
+    there. Raises ConfigError if the path is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; name a folder.")
+    names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
+    return min((name for name in names if not name.startswith(".")), default=None)
 
 
 MAKER = "made-by.txt"  # in a folder of many runs: which command it belongs to
 
 
-def claim(path: Path, maker: str) -> None:
-    """Begin or reopen a folder of many runs; raises ConfigError if it is not this maker's.
+def claimed(path: Path, maker: str) -> bool:
+    """Whether a folder of many runs is this maker's already; False if it is new or empty.
 
-    maker: the command, such as `itl sweep memory`.
+    maker: the command, such as `itl sweep memory`. Raises ConfigError if it is not.
     """
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; name a folder.")
+    found = _first_entry(path)
     file = path / MAKER
     if file.exists():
         if (there := file.read_text(encoding="utf-8").strip()) != maker:
             raise ConfigError(
                 f"{path} belongs to `{there}`, not to `{maker}`; name another folder."
             )
-        return
-    if path.is_dir() and (foreign := sorted(entry.name for entry in path.iterdir())):
+        return True
+    if found is not None:
         raise ConfigError(
-            f"{path} holds {foreign[0]!r}, but nothing of `{maker}`; name a new or empty folder."
+            f"{path} holds {found!r}, but nothing of `{maker}`; name a new or empty folder."
         )
+    return False
+
+
+def claim(path: Path, maker: str) -> None:
+    """Begin or reopen a folder of many runs; see `claimed`."""
+    if claimed(path, maker):
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_text(file, f"{maker}\n")
+        write_text(path / MAKER, f"{maker}\n")
     except OSError as error:
         raise ITLError(f"Cannot write to {path}: {error.strerror}.") from None
 
@@ -185,7 +202,7 @@ def begin(path: Path, config: dict[str, Any]) -> None:
             return
         path.mkdir(parents=True, exist_ok=True)
         write_text(path / "versions.json", json.dumps(versions(), indent=1) + "\n")
-        write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        write_text(path / CONFIG, yaml.safe_dump(config, sort_keys=False))
     except OSError as error:
         raise ITLError(f"Cannot write the run folder {path}: {error.strerror}.") from None
 

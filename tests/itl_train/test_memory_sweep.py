@@ -1,12 +1,13 @@
 """Grids of memory runs, and the ensembles that train them."""
 
 import json
+import shutil
 from functools import partialmethod
 from pathlib import Path
 
 import pytest
 
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_train.ensemble import EnsembleRun
 from itl_train.memory_sweep import memory_cells, sweep_memory
 from itl_train.run_folder import load_runs
@@ -49,6 +50,21 @@ def test_a_member_that_fails_does_not_take_the_others_along(world: str, tmp_path
     before = (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns
     assert sweep_memory(cells, tmp_path, Launcher("here")) == rows
     assert (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_sweep_is_read_without_its_database(world: str, tmp_path: Path) -> None:
+    database = tmp_path / "facts.db"
+    shutil.copy(world.removeprefix("sqlite:///"), database)
+    cells = memory_cells({"seed": [0]}, small(f"sqlite:///{database}", n_steps=2))
+    out = tmp_path / "sweep"
+    out.mkdir()
+    (out / ".made-by.txt.0a1b2c3d").touch()  # of a sweep that was killed as it began
+    rows = sweep_memory(cells, out, Launcher("here"))
+    database.unlink()
+    assert sweep_memory(cells, out, Launcher("here")) == rows
+    more = memory_cells({"seed": [0, 1]}, small(f"sqlite:///{database}", n_steps=2))
+    with pytest.raises(ITLError, match="no database"):
+        sweep_memory(more, out, Launcher("here"))
 
 
 def test_an_interrupted_ensemble_is_finished_by_another_grid(
