@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 PRESETS = {
-    "smoke": Sizes({2: Search({16: 40, 24: 60}, 1_600, 0.5)}, 1),
+    "smoke": Sizes({2: Search({16: 40, 24: 60}, 600, 0.5)}, 1),
     "laptop": Sizes(
         {
             1_024: Search({28: 112, 32: 124}, 400, 0.7),
