@@ -381,7 +381,7 @@ def test_a_failed_run_is_named_and_the_others_are_kept(
     monkeypatch.setitem(RECIPES["fast"], "lr", 1e30)  # which no training survives
     status, _, said = run(*smoke("bounds", tmp_path / "bounds"))
     assert status == 1
-    assert "runs failed, such as in-tool-3-people" in said
+    assert "runs failed, such as in-tool-2-people" in said
     assert "--retry" in said
 
 
