@@ -19,8 +19,10 @@ from itl_train.ensemble import EnsembleRun, fastest_size
 from itl_train.memory import MemoryRun
 from itl_train.memory_config import MemoryConfig
 
+pytestmark = pytest.mark.xdist_group("ensemble")  # so that what tests share is trained once
 
-@pytest.fixture
+
+@pytest.fixture(scope="module")
 def configs(world: str) -> list[MemoryConfig]:
     first = MemoryConfig(
         database=world, mode="in-weight", n_people=4, n_unseen=8, d_model=32, n_layers=2,
@@ -34,13 +36,29 @@ def configs(world: str) -> list[MemoryConfig]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def whole(configs: list[MemoryConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ensemble that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("ensemble") / "whole"
+    EnsembleRun(configs, folder).train()
+    return folder
+
+
+@pytest.fixture(scope="module")
 def stopping(configs: list[MemoryConfig]) -> list[MemoryConfig]:
     """Two that stop once they know their facts; the second learns too slowly for that."""
     return [
         dataclasses.replace(config, stop_at=0.9, evaluate_every=10, log_every=10, lr=lr)
         for config, lr in zip(configs[:2], (4e-3, 1e-4), strict=True)
     ]
+
+
+@pytest.fixture(scope="module")
+def stopped(stopping: list[MemoryConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an ensemble one of whose members stopped before the other."""
+    folder = tmp_path_factory.mktemp("ensemble") / "stopped"
+    EnsembleRun(stopping, folder).train()
+    return folder
 
 
 def weights(run: Path) -> list[torch.Tensor]:
@@ -55,27 +73,23 @@ def assert_same_members(one: Path, other: Path, n: int) -> None:
 
 
 def test_every_member_is_the_run_it_would_be_alone(
-    configs: list[MemoryConfig], tmp_path: Path
+    configs: list[MemoryConfig], whole: Path, tmp_path: Path
 ) -> None:
-    found = EnsembleRun(configs, tmp_path / "ensemble").train()
+    found = EnsembleRun(configs, whole).train()  # it is finished, and says how it ended
     for index, config in enumerate(configs):
         alone = MemoryRun(config, tmp_path / f"alone-{index}")
         last = alone.train()
         assert found[index] == last
-        for a, b in zip(
-            weights(tmp_path / "ensemble" / f"member-{index}"),
-            alone.model.parameters(),
-            strict=True,
-        ):
+        for a, b in zip(weights(whole / f"member-{index}"), alone.model.parameters(), strict=True):
             assert (a - b).norm() < 0.05 * b.norm()
     assert found[0]["recall_seen"] == found[1]["recall_seen"] == 1.0, "two learn"
     assert found[2]["recall_seen"] < 1.0, "the third stops early"
 
 
 def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
-    configs: list[MemoryConfig], tmp_path: Path
+    configs: list[MemoryConfig], whole: Path, tmp_path: Path
 ) -> None:
-    whole = EnsembleRun(configs, tmp_path / "whole").train()
+    ended = EnsembleRun(configs, whole).train()
 
     def interrupt(row: dict) -> None:
         if row["step"] == 40:  # between two checkpoints
@@ -85,71 +99,64 @@ def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
         EnsembleRun(configs, tmp_path / "broken").train(interrupt)
     run = EnsembleRun(configs, tmp_path / "broken")
     assert run.step == 40
-    assert run.train() == whole
-    assert_same_members(tmp_path / "whole", tmp_path / "broken", 3)
+    assert run.train() == ended
+    assert_same_members(whole, tmp_path / "broken", 3)
     again = EnsembleRun(configs, tmp_path / "broken")
     assert again.step == 120
-    assert again.train() == whole
+    assert again.train() == ended
 
 
 def test_a_member_that_knows_enough_stops_and_the_others_go_on(
-    stopping: list[MemoryConfig], tmp_path: Path
+    stopping: list[MemoryConfig], stopped: Path, tmp_path: Path
 ) -> None:
-    quick, slow = EnsembleRun(stopping, tmp_path / "ensemble").train()
+    quick, slow = EnsembleRun(stopping, stopped).train()
     assert quick["recall_seen"] >= 0.9
     assert quick["step"] < slow["step"]
     alone = MemoryRun(stopping[0], tmp_path / "alone")
     assert alone.train() == quick
-    (kept,) = checkpoints(tmp_path / "ensemble" / "member-0" / "checkpoints")
+    (kept,) = checkpoints(stopped / "member-0" / "checkpoints")
     assert kept.name == f"step-{quick['step']:07d}"
     for a, b in zip(load_model(kept).parameters(), alone.model.parameters(), strict=True):
         assert (a - b).norm() < 0.05 * b.norm(), "its weights stayed as they were when it stopped"
 
 
 def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
-    configs: list[MemoryConfig], tmp_path: Path
+    configs: list[MemoryConfig], whole: Path, tmp_path: Path
 ) -> None:
-    # Long enough not to end before the signal reaches it.
-    two = [dataclasses.replace(config, n_steps=400) for config in configs[:2]]
-    whole = EnsembleRun(two, tmp_path / "whole").train()
     script = (
-        "import pathlib, sys, yaml\n"
+        "import os, pathlib, signal, sys, yaml\n"
         "from itl_train.ensemble import EnsembleRun\n"
         "from itl_train.memory_config import MemoryConfig\n"
         "whole, killed = map(pathlib.Path, sys.argv[1:])\n"
+        "def kill(row):\n"
+        "    if row['step'] == 60:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "settings = yaml.safe_load((whole / 'config.yaml').read_text())['members']\n"
-        "run = EnsembleRun([MemoryConfig(**own) for own in settings], killed)\n"
-        "run.train(lambda row: print(row, flush=True))\n"
+        "EnsembleRun([MemoryConfig(**own) for own in settings], killed).train(kill)\n"
     )
-    folders = tmp_path / "whole", tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", script, *folders], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    for _ in range(3):  # to step 60, of which the checkpoint may be half written
-        process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    run = EnsembleRun(two, tmp_path / "killed")
-    assert 30 <= run.step < 400
-    assert run.train() == whole
-    assert_same_members(tmp_path / "whole", tmp_path / "killed", 2)
+    ended = subprocess.run([sys.executable, "-c", script, whole, tmp_path / "killed"], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    run = EnsembleRun(configs, tmp_path / "killed")
+    assert run.step == 30, "its checkpoint of step 60 was not written yet"
+    assert run.train() == EnsembleRun(configs, whole).train()
+    assert_same_members(whole, tmp_path / "killed", 3)
 
 
 def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
-    stopping: list[MemoryConfig], tmp_path: Path
+    stopping: list[MemoryConfig], stopped: Path, tmp_path: Path
 ) -> None:
-    whole = EnsembleRun(stopping, tmp_path / "whole").train()
-    stopped, last = (row["step"] for row in whole)
-    assert stopped + 10 < last
+    ended = EnsembleRun(stopping, stopped).train()
+    first, last = (row["step"] for row in ended)
+    assert first + 10 < last
 
     def interrupt(row: dict) -> None:
-        if row["step"] == stopped + 10:
+        if row["step"] == first + 10:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         EnsembleRun(stopping, tmp_path / "broken").train(interrupt)
-    assert EnsembleRun(stopping, tmp_path / "broken").train() == whole
-    assert_same_members(tmp_path / "whole", tmp_path / "broken", 2)
+    assert EnsembleRun(stopping, tmp_path / "broken").train() == ended
+    assert_same_members(stopped, tmp_path / "broken", 2)
 
 
 def test_the_size_of_ensembles_is_one_that_was_measured_to_be_fast() -> None:

@@ -14,6 +14,7 @@ import pytest
 import submitit
 
 from benchmarks.cells import train_cell
+from benchmarks.cli import main
 from itl_env.errors import ConfigError, ITLError
 from itl_train import sweep as sweeps
 from itl_train.jobs import Processes
@@ -120,8 +121,7 @@ def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) 
                 time.sleep(0.1)
             assert not at_work(out / "run")
             assert state(out / "run") == "waiting"
-        again = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert again.returncode == 0, again.stderr
+        assert main(["sweep", "memory", *axes, "--out", str(out)]) == 0
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         assert steps == sorted(steps), "nobody else has written there"
         assert steps[-1] == 1000
