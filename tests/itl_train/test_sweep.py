@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import pytest
 import submitit
 
@@ -18,7 +20,20 @@ from benchmarks.cli import main
 from itl_env.errors import ConfigError, ITLError
 from itl_train import sweep as sweeps
 from itl_train.jobs import Processes
-from itl_train.sweep import Cell, Job, Launcher, State, at_work, for_device, grid, state, sweep
+from itl_train.sweep import (
+    Cell,
+    Job,
+    Launcher,
+    Row,
+    State,
+    at_work,
+    for_device,
+    grid,
+    state,
+    sweep,
+)
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which jobs cannot import
 
 MODEL = {
     "mode": "in-weight", "d_model": 8, "n_layers": 1, "n_heads": 2, "d_hidden": 8, "batch_size": 4,
@@ -68,11 +83,13 @@ def test_rows_from_elsewhere_count_as_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def die(settings: Mapping[str, Any], folder: Path) -> Row:
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(3)
+
+
 def test_a_job_that_dies_says_so(tmp_path: Path) -> None:
-    source = "def die(settings, folder):\n import os, sys\n print('last words', file=sys.stderr)\n"
-    space: dict = {"__name__": "__main__"}  # so that it is pickled whole
-    exec(source + " sys.stderr.flush()\n os._exit(3)", space)
-    assert sweep([cell("one")], space["die"], tmp_path, Launcher()) == []
+    assert sweep([cell("one")], die, tmp_path, Launcher()) == []
     said = (tmp_path / "one" / "failure.txt").read_text()
     assert "died" in said
     assert "last words" in said
@@ -127,6 +144,10 @@ def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) 
         assert steps[-1] == 1000
 
 
+def do_nothing(settings: Mapping[str, Any], folder: Path) -> Row:
+    return {}
+
+
 def test_a_job_that_is_refused_for_now_is_submitted_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +163,7 @@ def test_a_job_that_is_refused_for_now_is_submitted_again(
             return super().submit(work, folder)
 
     monkeypatch.setattr(sweeps, "Processes", OneAtATime)
-    rows = sweep([cell("a"), cell("b"), cell("c")], train_cell, tmp_path, Launcher(workers=3))
+    rows = sweep([cell("a"), cell("b"), cell("c")], do_nothing, tmp_path, Launcher(workers=3))
     assert [row["cell"] for row in rows] == ["a", "b", "c"]
 
     def refuse(*_: object) -> None:
@@ -150,7 +171,7 @@ def test_a_job_that_is_refused_for_now_is_submitted_again(
 
     monkeypatch.setattr(OneAtATime, "submit", refuse)
     with pytest.raises(ITLError, match="no such partition"):
-        sweep([cell("d")], train_cell, tmp_path, Launcher())
+        sweep([cell("d")], do_nothing, tmp_path, Launcher())
 
 
 def test_runs_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
