@@ -34,7 +34,7 @@ SHAPE: Mapping[str, Any] = {
     "evaluate_every": 500, "n_evaluate": 1_024,
 }  # fmt: skip
 # What a recipe must not change: the shape and call that are compared.
-SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style")}
+SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style", "rope_theta")}
 
 
 @dataclass(frozen=True, kw_only=True)
