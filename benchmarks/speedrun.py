@@ -77,7 +77,7 @@ PRESETS = {
             Goal("in-weight, 256 people", "in-weight", "fenced", 256, 0, 48, 1_750, 125, 6_000),
             Goal(
                 "in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64,
-                14_000, 500, 6_200,
+                14_000, 500, 7_000,
             ),
             Goal(
                 "in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64,
@@ -85,7 +85,7 @@ PRESETS = {
             ),
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
-                2_000, 500, 6_400,
+                3_000, 500, 6_400,
             ),
         ),
         n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,
@@ -283,9 +283,12 @@ that pads every row to 257 tokens, measured right after each fast run in the sam
 ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
 steps are those at which it was given up, which were chosen so that the ratio would be above ten,
 and the ratio is a lower bound; there is none where a fast run did not get there. The fast recipe's
-schedule has a length for each goal, found on other seeds, but that of 1,024 people was lengthened
-from 10,000 to 14,000 steps when seed 0 had a recall of 0.94; the published recipe's is always
-{RECIPES["published"]["n_steps"]:,} steps long.
+schedule has a length for each goal, found on other seeds, but two were lengthened when these seeds
+missed the recall: that of 1,024 people from 10,000 to 14,000 steps (0.94, seed 0), that of fenced
+calls from 2,000 to 3,000 (0.92 and 0.85, seeds 0 and 1). The published recipe's is always
+{RECIPES["published"]["n_steps"]:,} steps long. Both train models of one shape, whose positions turn
+at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with seed 100, and
+10,000 in the published one.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
 fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
 that shows the recall ends the run.
