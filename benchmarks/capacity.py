@@ -46,7 +46,7 @@ PRESETS = {
         {
             1_024: Search({32: 124}, 800, 0.7),
             256: Search({16: 80, 20: 88}, 1_600, 0.5),
-            128: Search({12: 60, 16: 52}, 6_400, 0.5),
+            128: Search({16: 52}, 6_400, 0.5),
         },
         3,
     ),
@@ -132,7 +132,7 @@ tokens only for the bytes that occur in their world, and a rotary base of
 {result["small"]["rope_theta"]:g}, not 10,000: dialogues are some seventy tokens long, and with the
 usual base most of the few frequencies of so narrow a head tell no two places in them apart. The
 base, and the fast recipe's rate for embeddings, were found with 128 people of two other seeds; the
-wider shape for each number of people is one just below the target. Smallest P: the narrowest of the
+widest shape for each number of people is one just below the target. Smallest P: the narrowest of the
 widths tried whose recall, averaged over {result["n_seeds"]} seeds, is at least {RECALL} at the last
 step.
 {RULED_OUT}
