@@ -132,7 +132,7 @@ tokens only for the bytes that occur in their world, and a rotary base of
 {result["small"]["rope_theta"]:g}, not 10,000: dialogues are some seventy tokens long, and with the
 usual base most of the few frequencies of so narrow a head tell no two places in them apart. The
 base, and the fast recipe's rate for embeddings, were found with 128 people of two other seeds; the
-widest shape for each number of people is one just below the target. Smallest P: the narrowest of the
+widest shape for each number of people is just below the target. Smallest P: the narrowest of the
 widths tried whose recall, averaged over {result["n_seeds"]} seeds, is at least {RECALL} at the last
 step.
 {RULED_OUT}
