@@ -31,11 +31,11 @@ from itl_train.rows import columns
 from itl_train.run_folder import RunFolder
 from itl_train.sweep import Cell, Row
 
-# What both recipes train. Rotary frequencies take no parameters, so each brings its own.
-TRAINED = {name: value for name, value in SAME.items() if name != "rope_theta"}
-
 if TYPE_CHECKING:
     from itl_train.memory import MemoryRun
+
+# What both recipes train. Rotary frequencies take no parameters, so each brings its own.
+TRAINED = {name: value for name, value in SAME.items() if name != "rope_theta"}
 
 
 class Goal(NamedTuple):
@@ -281,14 +281,14 @@ def report(result: Mapping[str, Any]) -> str:
 computed: the median of its steps, counted in this library's loop, at the time of a step in a loop
 that pads every row to 257 tokens, measured right after each fast run in the same process; the
 ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
-steps are those at which it was given up, which were chosen so that the ratio would be above ten,
-and the ratio is a lower bound; there is none where a fast run did not get there. The fast recipe's
-schedule has a length for each goal, found on other seeds, but two were lengthened when these seeds
-missed the recall: that of 1,024 people from 10,000 to 14,000 steps (0.94, seed 0), that of fenced
-calls from 2,000 to 3,000 (0.92 and 0.85, seeds 0 and 1). The published recipe's is always
-{RECIPES["published"]["n_steps"]:,} steps long. Both train models of one shape, whose positions turn
-at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with seed 100, and
-10,000 in the published one.
+steps are those at which it was given up, which the fast side's times set so that
+the ratio, a lower bound then, is above ten; there is none where a fast run did not get there.
+The fast recipe's schedule has a length for each goal, found on other seeds, but two were
+lengthened when these seeds missed the recall: that of 1,024 people from 10,000 to 14,000 steps
+(0.94, seed 0), that of fenced calls from 2,000 to 3,000 (0.92 and 0.85, seeds 0 and 1). The
+published recipe's is always {RECIPES["published"]["n_steps"]:,} steps long. Both train models
+of one shape, whose positions turn at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the
+fast recipe, chosen with seed 100, and 10,000 in the published one.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
 fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
 that shows the recall ends the run.

@@ -128,16 +128,21 @@ def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
         "from itl_train.ensemble import EnsembleRun\n"
         "from itl_train.memory_config import MemoryConfig\n"
         "whole, killed = map(pathlib.Path, sys.argv[1:])\n"
-        "def kill(row):\n"
-        "    if row['step'] == 60:\n"
+        "def watch(event, arguments):\n"
+        "    if event == 'os.rename' and str(killed / 'checkpoints') in str(arguments[0]):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "def from_60(row):\n"
+        "    if row['step'] == 60:\n"
+        "        sys.addaudithook(watch)\n"
         "settings = yaml.safe_load((whole / 'config.yaml').read_text())['members']\n"
-        "EnsembleRun([MemoryConfig(**own) for own in settings], killed).train(kill)\n"
+        "EnsembleRun([MemoryConfig(**own) for own in settings], killed).train(from_60)\n"
     )
     ended = subprocess.run([sys.executable, "-c", script, whole, tmp_path / "killed"], check=False)
     assert ended.returncode == -signal.SIGKILL
+    names = sorted(path.name for path in (tmp_path / "killed" / "checkpoints").iterdir())
+    assert len(names) == 2, "that of step 60 is there, but has not its name yet"
     run = EnsembleRun(configs, tmp_path / "killed")
-    assert run.step == 30, "its checkpoint of step 60 was not written yet"
+    assert run.step == 30
     assert run.train() == EnsembleRun(configs, whole).train()
     assert_same_members(whole, tmp_path / "killed", 3)
 
