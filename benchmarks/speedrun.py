@@ -85,7 +85,7 @@ PRESETS = {
             ),
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
-                3_000, 500, 6_400,
+                3_000, 500, 4_600,
             ),
         ),
         n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,
