@@ -45,8 +45,9 @@ class TrainMemory(WatchConfig, MemoryConfig):
 
     out: Path = Path("runs/memory")  # folder of the run
     recipe: RecipeName = "quickstart"  # settings to begin with; all other flags override them
-    """quickstart: the defaults shown here. fast: higher rates, until the people trained on are
-    known. published: as in arXiv 2508.20755, every row padded to 257 tokens."""
+    """quickstart: the defaults shown here. fast: larger batches, higher rates and a lower rotary
+    base, until the people trained on are known. published: as in arXiv 2508.20755, every row
+    padded to 257 tokens."""
     config: str = ""  # YAML file of settings, such as another run's config.yaml; flags override it
 
 

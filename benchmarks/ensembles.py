@@ -122,8 +122,8 @@ def race_members(
     def train_together() -> int:
         for step in steps("together"):
             batch = stacked([plan.batch(step) for plan in plans])
-            found = ensemble_step(ensemble, together, member_rates, batch)
-            losses["together"].append(found.tolist())
+            stepped = ensemble_step(ensemble, together, member_rates, batch)
+            losses["together"].append(stepped.losses.tolist())
         return n_steps * n_members
 
     found = race({"together": train_together, "alone": train_alone}, sizes.rounds)

@@ -4,6 +4,7 @@ Every dialogue is rendered once. A batch is a pure function of (seed, step), so 
 no state of the data beyond the step.
 """
 
+import copy
 import hashlib
 import struct
 from collections.abc import Iterable, Sequence
@@ -192,6 +193,12 @@ class BatchPlan:
         self._n_trained = trained[self.dialogues.starts].diff()  # (n,); first tokens never are
         self._drawn_index = -1
         self._drawn: list[Tensor] = []
+
+    def with_seed(self, seed: int) -> "BatchPlan":
+        """The same dialogues, not copied, drawn by another seed."""
+        other = copy.copy(self)
+        other.seed, other._drawn_index = seed, -1
+        return other
 
     def rows(self, step: int) -> Tensor:
         """The dialogues of the batch at `step`, (batch,)."""

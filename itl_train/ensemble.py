@@ -24,13 +24,14 @@ from itl_train.checkpoint import (
     what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import OnMetrics, Tasks, check_finite, recorded
+from itl_train.memory import UNWATCHED, OnMetrics, Tasks, check_finite, recorded
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
-from itl_train.sources import open_plan
+from itl_train.sources import exposures, open_plan
 from itl_train.step import check_compiler, compiled, ensemble_step, learning_rates, make_optimizers
 from itl_train.team import check_device
 from itl_train.threads import threads
+from itl_train.watch import Watch
 
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
 """The settings in which members may differ."""
@@ -51,10 +52,12 @@ class EnsembleRun:
         check_compiler(self.config)
         self.tasks = [Tasks.open(config) for config in self.configs]
         self.tokenizer = self.tasks[0].tokenizer()
-        self.plans = [
-            open_plan(config, tasks.seen_in, self.tokenizer)
-            for config, tasks in zip(self.configs, self.tasks, strict=True)
-        ]
+        by_database: dict[str, BatchPlan] = {}  # whose dialogues its members share
+        for config, tasks in zip(self.configs, self.tasks, strict=True):
+            if config.database not in by_database:
+                plan = open_plan(config, tasks.seen_in, self.tokenizer)
+                by_database[config.database] = plan
+        self.plans = [by_database[c.database].with_seed(c.seed) for c in self.configs]
         settings = [recorded(*pair) for pair in zip(self.configs, self.tasks, strict=True)]
         self.folder = RunFolder.open(out, {"members": settings})
         self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
@@ -66,8 +69,11 @@ class EnsembleRun:
         self._trained = compiled(self.model) if self.config.compile else self.model
         self.optimizers = make_optimizers(self.model, self.config)
         self.step = self._saved_step = 0
+        # Of each member, since all losses were last logged.
+        self._loss_sums = torch.zeros(len(self.configs), dtype=torch.float64)
+        self._loss_steps = 0
         self.n_threads = self.config.n_threads or min(4, torch.get_num_threads())
-        digest = _digest(self.plans)
+        digest = " ".join(plan.dialogues.digest() for plan in by_database.values())
         with self.folder.alone():
             found = newest(self.folder.checkpoints, self.folder.warn)
             for folder in (self.folder, *self.members):
@@ -76,6 +82,7 @@ class EnsembleRun:
             self.step = self._saved_step = found["step"]
             # Sums depend on how many threads share them: the same bits need the same number.
             self.n_threads = found["n_threads"]
+            self._loss_sums, self._loss_steps = found["loss_sums"], found["loss_steps"]
             if found["dialogues"] != digest:
                 raise ConfigError(
                     f"A database or another source has changed since the ensemble in {out} began; "
@@ -94,15 +101,18 @@ class EnsembleRun:
     def train(self, on_metrics: OnMetrics | None = None) -> list[dict[str, Any]]:
         """Train to the end, write the members' folders, and return each one's evaluation.
 
-        on_metrics: called with every line of `metrics.jsonl`, which lists all `losses`.
+        on_metrics: called with every line of the ensemble's own `metrics.jsonl`: the mean of the
+            losses, and what all members together cost. Each member's lines are in its folder.
 
         See `MemoryRun.train` for Ctrl-C and other signals.
         """
+        dtype = getattr(torch, self.config.dtype)
+        watch = Watch(UNWATCHED, self.model, dtype, self.folder.path, {})
         with threads(self.n_threads), self.folder.alone():
             while not self.finished:
                 with deferred_interrupt() as interrupted:
                     while not self.finished and not interrupted():
-                        self._advance(on_metrics)
+                        self._advance(watch, on_metrics)
                     self._save()
             return [self._finish(index) for index in range(len(self.configs))]
 
@@ -118,22 +128,30 @@ class EnsembleRun:
             return int(last["step"])
         return config.n_steps if self.step >= config.n_steps else None
 
-    def _advance(self, on_metrics: OnMetrics | None) -> None:
+    def _advance(self, watch: Watch, on_metrics: OnMetrics | None) -> None:
+        """One step of every member that has not ended, and what is due after it."""
         config = self.config
+        going = [index for index in range(len(self.configs)) if self._end(index) is None]
+        after = self.step + 1
+        due = [
+            index
+            for index in going
+            if after % config.log_every == 0 or after == self.configs[index].n_steps
+        ]
+        began = watch.begin_step()
         batch = stacked([plan.batch(self.step) for plan in self.plans])
-        rates = torch.tensor(
-            [
-                learning_rates(own, self.step) if self._end(index) is None else (0.0, 0.0)
-                for index, own in enumerate(self.configs)
-            ]
-        ).T
-        losses = ensemble_step(
+        rates = [
+            learning_rates(own, self.step) if index in going else (0.0, 0.0)
+            for index, own in enumerate(self.configs)
+        ]
+        losses, norms = ensemble_step(
             self._trained,
             self.optimizers,
-            list(rates.to(config.device)),
+            list(torch.tensor(rates).T.to(config.device)),
             batch,
             clip=config.clip,
             dtype=getattr(torch, config.dtype),
+            measure=bool(due),
         )
         if not (finite := losses.isfinite()).all():
             member = int(finite.logical_not().nonzero()[0])
@@ -141,16 +159,44 @@ class EnsembleRun:
                 f"The loss of member {member} is {float(losses[member])} at step {self.step}; "
                 f"lower its lr or muon_lr. {what_is_left(self.folder.checkpoints)}"
             )
-        self.step += 1
+        self.step = after
+        self._loss_sums += losses.cpu()
+        self._loss_steps += 1
+        watch.end_step(began, batch)
+        if due:
+            assert norms is not None
+            self._log(due, rates, norms.tolist(), watch, on_metrics)
         if self.step % config.evaluate_every == 0:
-            for index in range(len(self.configs)):
-                if self._end(index) is None:
+            for index in going:
+                if self.step < self.configs[index].n_steps:
                     self._evaluate(index, self.step)
-        if self.step % config.log_every == 0 or self.finished:
-            row = {"step": self.step, "loss": float(losses.mean()), "losses": losses.tolist()}
-            self.folder.log(row, on_metrics)
         if self.step % config.checkpoint_every == 0:
             self._save()
+
+    def _log(
+        self,
+        due: Sequence[int],
+        rates: Sequence[tuple[float, float]],
+        norms: Sequence[float],
+        watch: Watch,
+        on_metrics: OnMetrics | None,
+    ) -> None:
+        """A line in the folder of each member that is due, as its run alone has it; and in ours."""
+        losses = (self._loss_sums / self._loss_steps).tolist()
+        for index in due:
+            row = {
+                "step": self.step,
+                "loss": losses[index],
+                "gradient_norm": norms[index],
+                "lr": rates[index][0],
+                "exposures": exposures(self.configs[index], self.plans[index], self.step),
+            }
+            self.members[index].log(row)
+        mean = sum(losses[index] for index in due) / len(due)
+        self.folder.log({"step": self.step, "loss": mean, **watch.costs()}, on_metrics)
+        if self.step % self.config.log_every == 0:
+            self._loss_sums.zero_()
+            self._loss_steps = 0
 
     def _evaluate(self, index: int, step: int) -> dict[str, Any]:
         """Ask a member as it is after `step`."""
@@ -167,6 +213,8 @@ class EnsembleRun:
         state = {
             "step": self.step,
             "n_threads": self.n_threads,
+            "loss_sums": self._loss_sums,
+            "loss_steps": self._loss_steps,
             "dialogues": self._dialogues,
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -190,11 +238,6 @@ class EnsembleRun:
                 ),
             )
         return last if last is not None and last["step"] == end else self._evaluate(index, end)
-
-
-def _digest(plans: Sequence[BatchPlan]) -> str:
-    """A hash of all members' dialogues."""
-    return " ".join(plan.dialogues.digest() for plan in plans)
 
 
 def _common(configs: Sequence[MemoryConfig]) -> MemoryConfig:

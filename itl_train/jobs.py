@@ -13,6 +13,7 @@ from typing import Any
 from itl_env.errors import ITLError
 
 SQUEUE_S = 10.0  # between two questions to Slurm, which serves others, too
+FOREVER_MIN = 100 * 365 * 24 * 60
 LOST_S = 60.0  # files of a job may be seen that long after its end: the nodes' disk is shared
 
 
@@ -29,7 +30,8 @@ class Processes:
         import submitit
 
         self._executor = submitit.LocalExecutor(logs)
-        self._executor.update_parameters(**settings)
+        # Nobody else waits for this machine, and submitit would give up after a few time-outs.
+        self._executor.update_parameters(**settings, timeout_min=FOREVER_MIN)
         self._logs = logs
         self.most = len(gpus) // share if share else sys.maxsize  # jobs at a time
         self._free = list(gpus)

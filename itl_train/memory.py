@@ -42,7 +42,7 @@ from itl_train.checkpoint import (
 from itl_train.interrupt import deferred_interrupt
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder, has_begun
-from itl_train.sources import ABOUT_PEOPLE, open_plan, parse_source, used_bytes
+from itl_train.sources import exposures, open_plan, used_bytes
 from itl_train.step import check_compiler, compiled, learning_rates, make_optimizers, train_step
 from itl_train.team import Team, check_device
 from itl_train.threads import threads
@@ -280,7 +280,7 @@ class MemoryRun:
                 "loss": self._loss_sum / self._loss_steps,
                 "gradient_norm": stepped.gradient_norm,
                 "lr": rates[0],
-                "exposures": self._exposures(plan),
+                "exposures": exposures(config, plan, self.step),
                 **watch.costs(),
             }
             self._loss_sum, self._loss_steps = 0.0, 0
@@ -294,12 +294,6 @@ class MemoryRun:
             watch.track(self._evaluate(on_metrics))
         if self.step % config.checkpoint_every == 0:
             self._save()
-
-    def _exposures(self, plan: BatchPlan) -> float:
-        """How often each fact has been seen on average, in whatever source speaks of people."""
-        kinds = [parse_source(text).kind for text in self.config.sources or (self.config.mode,)]
-        epochs = zip(kinds, plan.epochs(self.step), strict=True)
-        return sum(n for kind, n in epochs if kind in ABOUT_PEOPLE)
 
     def _log(self, row: dict[str, Any], on_metrics: OnMetrics | None) -> None:
         if self.team.first:

@@ -22,8 +22,8 @@ RecipeName = Literal["quickstart", "fast", "published"]
 RECIPES: Mapping[str, Mapping[str, Any]] = {
     # The defaults: Muon on hidden matrices, blocks that begin silent, rows of nearly equal length.
     "quickstart": {},
-    # The same with larger batches, until the recall is reached; every setting is named, for studies
-    # to record.
+    # Larger batches at higher rates, positions that turn faster, until the facts are known; every
+    # setting is named, for studies to record.
     "fast": {
         "optimizer": "muon",
         "lr": 6e-3,

@@ -75,6 +75,12 @@ def open_plan(
     )
 
 
+def exposures(config: MemoryConfig, plan: BatchPlan, step: int) -> float:
+    """How often each fact has been seen before `step`, on average, in all that speaks of people."""
+    kinds = [parse_source(text).kind for text in config.sources or (config.mode,)]
+    return sum(n for kind, n in zip(kinds, plan.epochs(step), strict=True) if kind in ABOUT_PEOPLE)
+
+
 def read_sources(
     sources: Sequence[Source],
     task_in: Callable[[Mode], RecallTask],

@@ -96,6 +96,16 @@ class Stepped(NamedTuple):
     probed: dict[str, Any] | None
 
 
+class MembersStepped(NamedTuple):
+    """The same of an ensemble's step, by member.
+
+    losses: (members,). gradient_norms: (members,), if they were wanted.
+    """
+
+    losses: Tensor
+    gradient_norms: Tensor | None
+
+
 def train_step(
     model: NanoLlama,
     optimizers: Sequence[torch.optim.Optimizer],
@@ -143,12 +153,13 @@ def ensemble_step(
     *,
     clip: float = 0.0,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """One step of every member; returns their losses before it, (members,).
+    measure: bool = False,
+) -> MembersStepped:
+    """One step of every member.
 
     rates: AdamW's and Muon's, each (members,); the weights of a member whose rates are 0 stay as
         they are.
-    batch: of `stacked`.
+    batch: of `stacked`. clip, dtype, measure: see `train_step`.
     """
     each = F.cross_entropy(
         _logits(model, batch, dtype).flatten(0, 1),
@@ -158,11 +169,13 @@ def ensemble_step(
     )
     losses = each.view(batch.targets.shape).sum(1) / (batch.targets != IGNORED).sum(1)
     losses.sum().backward()  # no weight is shared, so each member gets its own gradient
-    if clip:
+    norms = None
+    if clip or measure:
         norms = gradient_norms(model.parameters(), model.n_members)
+    if norms is not None and clip:
         clip_gradients(model.parameters(), norms, clip)
     _update(optimizers, rates)
-    return losses.detach()
+    return MembersStepped(losses.detach(), norms)
 
 
 def _logits(

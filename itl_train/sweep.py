@@ -53,7 +53,7 @@ class Launcher:
     threads: int = 1  # CPU threads of a job
     gpus: int = 0  # GPUs of a job
     partition: str = ""  # of Slurm; the default one if empty
-    minutes: int = 24 * 60  # a job's time; it is saved and queued again when that is over
+    minutes: int = 24 * 60  # a job's time on Slurm; it is saved and queued again when that is over
     memory_gb: int = 8  # a job's memory on Slurm
 
     @property
@@ -313,7 +313,7 @@ def _end_on_request() -> Any:
 
 def _jobs(launcher: Launcher, logs: Path) -> Processes | SlurmQueue:
     """Where jobs are executed."""
-    settings: dict[str, Any] = {"timeout_min": launcher.minutes, "gpus_per_node": launcher.gpus}
+    settings: dict[str, Any] = {"gpus_per_node": launcher.gpus}
     if launcher.launcher == "local":
         if not launcher.gpus:
             return Processes(logs, settings)
@@ -321,7 +321,11 @@ def _jobs(launcher: Launcher, logs: Path) -> Processes | SlurmQueue:
         if launcher.gpus > len(here):
             raise ConfigError(f"gpus is {launcher.gpus}, but this machine has {len(here)}.")
         return Processes(logs, settings, here, launcher.gpus)
-    settings |= {"cpus_per_task": launcher.threads, "mem_gb": launcher.memory_gb}
+    settings |= {
+        "timeout_min": launcher.minutes,
+        "cpus_per_task": launcher.threads,
+        "mem_gb": launcher.memory_gb,
+    }
     if launcher.partition:
         settings["slurm_partition"] = launcher.partition
     return SlurmQueue(logs, settings)

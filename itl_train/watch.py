@@ -27,11 +27,15 @@ PROFILE_AFTER = 3  # steps that warm up
 def step_flops(config: NanoLlamaConfig, batch: Batch) -> float:
     """Floating-point operations of a training step that its tokens need, padding left out.
 
+    batch: of one model, or of `stacked`, for all members together.
+
     Two for each weight that a token meets, forwards, and twice that backwards; causal attention
     meets half of all pairs. The last feed-forward and the head meet trained positions only.
     """
-    n_tokens, n_targets = batch.n_tokens, len(batch.targets)
-    d, rows = config.d_model, len(batch.input_ids)
+    # Targets of an ensemble are padded; of a step that processes share, these are its own.
+    n_targets = len(batch.targets) if batch.targets.ndim == 1 else batch.n_targets
+    n_tokens, rows = batch.n_tokens, batch.input_ids.shape[:-1].numel()
+    d = config.d_model
     attention = 2 * d * d + 2 * d * config.kv_heads * config.d_head
     feed_forward = 3 * d * config.hidden_width
     met = config.n_layers * attention * n_tokens

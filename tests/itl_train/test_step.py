@@ -64,19 +64,23 @@ def test_members_learn_as_they_would_alone(
     ]
     ensemble = NanoLlama(config.model_config(), SEEDS, zero_residual=True)
     together = make_optimizers(ensemble, config)
-    losses = []
+    steps = []
     for step in range(8):
         rates = torch.tensor([learning_rates(own, step) for own in configs]).T
         batch = stacked([plan.batch(step) for plan in plans])
-        losses.append(ensemble_step(ensemble, together, list(rates), batch, clip=clip))
+        steps.append(ensemble_step(ensemble, together, list(rates), batch, clip=clip, measure=True))
     for i, (seed, own, plan) in enumerate(zip(SEEDS, configs, plans, strict=True)):
         alone = NanoLlama(config.model_config(), seed, zero_residual=True)
         begun = [weights.detach().clone() for weights in alone.parameters()]
         optimizers = make_optimizers(alone, own)
         for step in range(own.n_steps):
             rates_alone = learning_rates(own, step)
-            stepped = train_step(alone, optimizers, rates_alone, plan.batch(step), clip=clip)
-            assert stepped.loss == pytest.approx(float(losses[step][i]), abs=1e-4)
+            batch = plan.batch(step)
+            stepped = train_step(alone, optimizers, rates_alone, batch, clip=clip, measure=True)
+            assert stepped.loss == pytest.approx(float(steps[step].losses[i]), abs=1e-4)
+            norms = steps[step].gradient_norms
+            assert norms is not None
+            assert stepped.gradient_norm == pytest.approx(float(norms[i]), rel=1e-2)
         mine = ensemble.member(i)
         for start, a, b in zip(begun, mine.parameters(), alone.parameters(), strict=True):
             assert (a - b).norm() < 2e-3 * (b - start).norm(), "after steps of its own number"
@@ -92,8 +96,8 @@ def test_a_member_that_goes_wrong_leaves_the_others_alone(
     optimizers = make_optimizers(ensemble, config)
     for step in range(3):
         batch = stacked([plan.batch(step) for plan in plans])
-        losses = ensemble_step(ensemble, optimizers, list(rates), batch)
-    assert losses.isfinite().tolist() == [True, False, True]
+        stepped = ensemble_step(ensemble, optimizers, list(rates), batch)
+    assert stepped.losses.isfinite().tolist() == [True, False, True]
 
 
 def test_a_horizon_makes_a_run_the_beginning_of_a_longer_one(config: MemoryConfig) -> None:

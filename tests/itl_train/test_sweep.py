@@ -95,6 +95,15 @@ def test_a_job_that_dies_says_so(tmp_path: Path) -> None:
     assert "last words" in said
 
 
+def time_left(settings: Mapping[str, Any], folder: Path) -> Row:
+    return {"seconds_left": float(os.environ["SUBMITIT_LOCAL_TIMEOUT_S"])}
+
+
+def test_a_job_of_this_machine_has_no_end(tmp_path: Path) -> None:
+    (row,) = sweep([cell("one")], time_left, tmp_path, Launcher(minutes=1))
+    assert row["seconds_left"] > 10 * 365 * 24 * 3600
+
+
 def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="called 'one'"):
         sweep([cell("one"), cell("one")], train_cell, tmp_path, Launcher())
@@ -208,7 +217,7 @@ def test_seconds_are_those_of_all_attempts(tmp_path: Path) -> None:
 
 def test_jobs_side_by_side_have_gpus_of_their_own(tmp_path: Path) -> None:
     """No GPU is needed to see which ones a job is shown."""
-    jobs = Processes(tmp_path, {"timeout_min": 1, "gpus_per_node": 1}, gpus=[4, 5], share=1)
+    jobs = Processes(tmp_path, {"gpus_per_node": 1}, gpus=[4, 5], share=1)
     shown = [jobs.submit(partial(os.getenv, "CUDA_VISIBLE_DEVICES"), tmp_path) for _ in range(2)]
     assert [job.result() for job in shown] == ["4", "5"]
     assert jobs.over(shown[1], has_result=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,19 @@ SETTINGS = (
 )
 
 
-def train(world: str, out: Path, n_processes: int) -> subprocess.CompletedProcess[str]:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+ACCELERATE = (
+    "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes",
+)  # fmt: skip
+
+
+def train(
+    world: str, out: Path, n_processes: int = 1, by: Sequence[str] = TORCHRUN
+) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable]
     if n_processes > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_processes}"]
+        launch += [*by, str(n_processes)]
     command = ["-m", "benchmarks.cli", "train", "memory", *SETTINGS.split()]
     command += ["--database", world, "--out", str(out)]
     return subprocess.run([*launch, *command], capture_output=True, text=True, timeout=120)
@@ -29,8 +39,7 @@ def train(world: str, out: Path, n_processes: int) -> subprocess.CompletedProces
 
 def test_two_processes_take_the_steps_of_one(world: str, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    for out, n in ((one, 1), (two, 2)):
-        done = train(world, out, n)
+    for done in (train(world, one), train(world, two, 2, ACCELERATE)):
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("the run is in") == 1, "only one process speaks"
     rows = [
@@ -46,7 +55,7 @@ def test_two_processes_take_the_steps_of_one(world: str, tmp_path: Path) -> None
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.allclose(a, b, atol=2e-3)
 
-    again = train(world, two, 2)
+    again = train(world, two, 2, TORCHRUN)
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
 
