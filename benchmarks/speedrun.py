@@ -22,7 +22,7 @@ from benchmarks.cells import World, make_cell, open_run
 from benchmarks.machine import cpu_name
 from benchmarks.reference import RECALL
 from benchmarks.studies import SAME, SHAPE, Study, StudyConfig
-from benchmarks.study_report import finish, number, table
+from benchmarks.study_report import finish, number, remarks, table
 from benchmarks.timing import race, spread, with_spread
 from itl_env.dialogue import Style
 from itl_env.recall import Mode
@@ -33,9 +33,6 @@ from itl_train.sweep import Cell, Row
 
 if TYPE_CHECKING:
     from itl_train.memory import MemoryRun
-
-# What both recipes train. Rotary frequencies take no parameters, so each brings its own.
-TRAINED = {name: value for name, value in SAME.items() if name != "rope_theta"}
 
 
 class Goal(NamedTuple):
@@ -50,6 +47,7 @@ class Goal(NamedTuple):
     fast_steps: int  # of the fast recipe's schedule
     fast_every: int  # steps between its evaluations
     limit: int  # steps after which the published recipe is given up
+    note: str = ""  # what a reader of the result should know of how it came about
 
 
 class Sizes(NamedTuple):
@@ -78,6 +76,9 @@ PRESETS = {
             Goal(
                 "in-weight, 1,024 people", "in-weight", "fenced", 1_024, 0, 64,
                 14_000, 500, 7_000,
+                "The fast schedule was lengthened from 10,000 to 14,000 steps when seed 0 ended at "
+                "a recall of 0.94. The published runs were first given up at 6,200 steps, then "
+                "continued from their checkpoints; how long they took was not kept.",
             ),
             Goal(
                 "in-tool compact, unseen", "in-tool", "compact", 20_000, 1_000, 64,
@@ -86,6 +87,8 @@ PRESETS = {
             Goal(
                 "in-tool fenced, unseen", "in-tool", "fenced", 20_000, 1_000, 64,
                 3_000, 500, 4_600,
+                "The fast schedule was lengthened from 2,000 to 3,000 steps when seeds 0 and 1 "
+                "ended at a recall of 0.92 and 0.85.",
             ),
         ),
         n_seeds=3, target=RECALL, every=200, timed_steps=4, rounds=3,
@@ -124,8 +127,9 @@ def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dic
     timed = sorted(
         {f"{r['cpu']} with {r['threads']:.0f} threads" for r in rows if "padded_ms" in r}
     )
-    result = {"sizes": sizes, "timed_on": timed, "goals": results}
-    return finish(study, result, report(result), show, model=TRAINED)
+    notes = {goal.name: goal.note for goal in preset.goals}
+    result = {"sizes": sizes, "timed_on": timed, "goals": results, "notes": notes}
+    return finish(study, result, report(result), show, model=SAME)
 
 
 def _all_cores() -> int:
@@ -137,7 +141,7 @@ def _all_cores() -> int:
 def cell(goal: Goal, recipe: str, seed: int, preset: Sizes, device: str) -> Cell:
     """One run to the target."""
     common = {
-        **TRAINED, "mode": goal.mode, "style": goal.style, "d_model": goal.d_model,
+        **SAME, "mode": goal.mode, "style": goal.style, "d_model": goal.d_model,
         "device": device,
         "stop_at": preset.target, "stop_on": "unseen" if goal.n_unseen else "seen",
         "n_evaluate": SHAPE["n_evaluate"],
@@ -218,8 +222,13 @@ def summary(goal: Goal, rows: list[Row], n_seeds: int) -> dict[str, Any]:
         n_steps = statistics.median(found["published_steps"])
         found["published_hours"] = n_steps * found["padded_ms"] / 3.6e6
         # Within a run both sides were timed on one machine; `padded_ms` is in milliseconds.
-        ratios = [n_steps * row["padded_ms"] / row["train_seconds"] / 1000 for row in fast]
-        found |= spread(ratios, "ratio")
+        ratios = {
+            time: [n_steps * row[time] / row["train_seconds"] / 1000 for row in fast]
+            for time in ("padded_ms", "padded_ms_low", "padded_ms_high")
+        }
+        found |= spread(ratios["padded_ms"], "ratio")
+        found["ratio_low"] = min(ratios["padded_ms_low"])
+        found["ratio_high"] = max(ratios["padded_ms_high"])
     return found
 
 
@@ -276,23 +285,23 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, rows, left=1)}
 
-{result["sizes"]["n_seeds"]} seeds each. The fast recipe was timed alone on the machine
+{result["sizes"]["n_seeds"]} seeds each. The fast recipe's runs were timed one at a time
 ({"; ".join(result["timed_on"]) or "not yet"}), evaluations included. The published one's time is
 computed: the median of its steps, counted in this library's loop, at the time of a step in a loop
 that pads every row to 257 tokens, measured right after each fast run in the same process; the
-ratio's spread is that of the fast runs. Where the published recipe did not reach the recall, its
-steps are those at which it was given up, which the fast side's times set so that
-the ratio, a lower bound then, is above ten; there is none where a fast run did not get there.
-The fast recipe's schedule has a length for each goal, found on other seeds, but two were
-lengthened when these seeds missed the recall: that of 1,024 people from 10,000 to 14,000 steps
-(0.94, seed 0), that of fenced calls from 2,000 to 3,000 (0.92 and 0.85, seeds 0 and 1). The
-published recipe's is always {RECIPES["published"]["n_steps"]:,} steps long. Both train models
-of one shape, whose positions turn at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the
-fast recipe, chosen with seed 100, and 10,000 in the published one.
+ratio's spread is that of the fast runs and of the rounds in which the padded loop was timed. Where
+the published recipe did not reach the recall, its steps are those at which it was given up, and
+the ratio is a lower bound; there is none where a fast run did not get there. When to give up was
+chosen once the fast recipe had been timed, as late as a ratio of ten takes.
+The fast recipe's schedule has a length for each goal, found on other seeds; the published recipe's
+is always {RECIPES["published"]["n_steps"]:,} steps long. Both train models of one shape, whose
+positions turn at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with
+seed 100 when the published recipe's steps on compact calls were known, and
+{SHAPE["rope_theta"]:,g} in the published one.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
 fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
 that shows the recall ends the run.
-"""
+{remarks(result["notes"])}"""
 
 
 def _each(values: list[float], unit: str = "") -> str:

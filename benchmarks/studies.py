@@ -18,7 +18,7 @@ from itl_env.errors import ITLError
 from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
 from itl_train.rows import RUNS, read_rows, write_rows
-from itl_train.run_folder import claim
+from itl_train.runs import claim
 from itl_train.sweep import CELLS, Cell, Launcher, Row, State, Work, for_device, sweep
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,8 +33,8 @@ SHAPE: Mapping[str, Any] = {
     "dtype": "float32", "clip": 0.0, "weight_decay": 0.0, "pad_to": 0,
     "evaluate_every": 500, "n_evaluate": 1_024,
 }  # fmt: skip
-# What a recipe must not change: the shape and call that are compared.
-SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style", "rope_theta")}
+# What a recipe must not change: the parameters and the call that are compared.
+SAME = {name: SHAPE[name] for name in ("n_layers", "n_heads", "d_hidden", "style")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +62,10 @@ class RecipeConfig(StudyConfig):
     recipe: Literal["fast", "published"] = "fast"  # how models are trained
 
     def settings(self, **own: Any) -> dict[str, Any]:
-        """The model's settings under the recipe."""
+        """The model's settings under the recipe; positions turn as in the published models."""
         often = {"evaluate_every": 50} if self.preset == "smoke" else {}
-        return {**SHAPE, **RECIPES[self.recipe], **SAME, **often, "device": self.device, **own}
+        model = {**SHAPE, **RECIPES[self.recipe], **SAME, "rope_theta": SHAPE["rope_theta"]}
+        return {**model, **often, "device": self.device, **own}
 
     @property
     def flags(self) -> str:

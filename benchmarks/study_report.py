@@ -95,6 +95,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, marks, *rows))
 
 
+def remarks(notes: Mapping[Any, str]) -> str:
+    """A list of what is to be known of some rows of a table; those without a note are left out."""
+    lines = [f"- {name}: {note}\n" for name, note in notes.items() if note]
+    return "\n" + "".join(lines) if lines else ""
+
+
 def line_fit(points: Sequence[tuple[float, float | None]]) -> dict[str, float] | None:
     """Least squares through (x, y), points without y left out; None for fewer than three."""
     kept = [(x, y) for x, y in points if y is not None]
@@ -128,7 +134,8 @@ def finish(
     """
     config = study.config
     rows = study.rows.values()
-    seconds = sum(row["seconds"] for row in rows)
+    timed = [row["seconds"] for row in rows if "seconds" in row]
+    others = f" (without {len(rows) - len(timed)} of them)" if len(timed) < len(rows) else ""
     # A row leaves out what is None.
     shared = {key: v for key, v in model.items() if all(row.get(key) == v for row in rows)}
     whole = {
@@ -137,14 +144,14 @@ def finish(
         "flags": config.flags,
         "model": shared,
         "runs": len(rows),
-        "process_seconds": round(seconds, 1),
+        "process_seconds": round(sum(timed), 1),
         "machine": machine(),
         **result,
     }
     on = whole["machine"]
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
     text = (
-        f"{report}\n{whole['runs']:,} runs in {_duration(seconds)}. All models: "
+        f"{report}\n{whole['runs']:,} runs in {_duration(sum(timed))}{others}. All models: "
         f"{settings}. Reported on: {on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
         f"`itl bench run {study.name} {config.flags}`\n"
     )

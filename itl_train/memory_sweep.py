@@ -19,7 +19,8 @@ from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
 from itl_train.memory_config import MemoryConfig
 from itl_train.rows import RUNS, columns, write_rows
-from itl_train.run_folder import CONFIG, FAILURE, claim, claimed, has_begun, read_yaml
+from itl_train.run_folder import CONFIG, FAILURE, has_begun, read_yaml
+from itl_train.runs import claim, claimed
 from itl_train.sweep import (
     CELLS,
     ROW,
@@ -108,25 +109,30 @@ def sweep_memory(
         left = join_cells(
             [cell for cell in cells if cell.name not in done], out, launcher, ensemble
         )
-        begun = {
-            done[cell.name]["folder"].partition("/")[0]: None for cell in cells if cell.name in done
-        }
-        names = [*begun, *(cell.name for cell in left)]
-        names += [name for name in folders_of_runs(out) if name not in names]
-        write_text(out / CELLS, json.dumps(names, indent=1) + "\n")
-        ended = sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
+        begun = [done[cell.name]["folder"].partition("/")[0] for cell in cells if cell.name in done]
+        _list_folders([*begun, *(cell.name for cell in left)], out)
+        sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
         if not any(_failed(out, cell) for cell in left):
-            break
+            return _write_table(cells, out)
         retry = False  # what failed alone failed just now
-    done |= {row["cell"]: row for each in ended for row in each.get("rows", [each])}
-    rows = [done[cell.name] for cell in cells if cell.name in done]
+
+
+def _list_folders(first: Sequence[str], out: Path) -> None:
+    """Write the names of the folders of all runs, these first, for whoever asks how they stand."""
+    names = list(dict.fromkeys([*first, *folders_of_runs(out)]))
+    write_text(out / CELLS, json.dumps(names, indent=1) + "\n")
+
+
+def _write_table(cells: Sequence[Cell], out: Path) -> list[Row]:
+    """Write `runs.csv`: the rows of the cells that are done, which it returns, then all others."""
+    rows: dict[str, Row] = {}
     for name in folders_of_runs(out):
         if state(out / name) == "done":
             row = read_row(out / name)
-            done |= {each["cell"]: each for each in row.get("rows", [row])}
-    wanted = {cell.name for cell in cells}
-    write_rows(out / RUNS, [*rows, *(row for name, row in done.items() if name not in wanted)])
-    return rows
+            rows |= {each["cell"]: each for each in row.get("rows", [row])}
+    own = [rows.pop(cell.name) for cell in cells if cell.name in rows]
+    write_rows(out / RUNS, [*own, *rows.values()])
+    return own
 
 
 def folders_of_runs(out: Path) -> list[str]:
@@ -240,22 +246,24 @@ def join_cells(cells: Sequence[Cell], out: Path, launcher: Launcher, size: int =
             for member in own:
                 _check_same(wanted.pop(member["name"]), member["settings"], out / name)
             kept.append(Cell(name, {"members": members}))
-    alike: dict[Any, list[Cell]] = {}
+    alone: list[Cell] = []
+    alike: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in wanted.values():
         settings = MemoryConfig(**cell.settings)
         most = size or fastest_size(settings)
-        alone = most == 1 or cell.name in apart or (out / cell.name).exists()
-        alike.setdefault(cell.name if alone else (most, may_join(settings)), []).append(cell)
+        if most == 1 or cell.name in apart or (out / cell.name).exists():
+            alone.append(cell)
+        else:
+            alike.setdefault((most, may_join(settings)), []).append(cell)
     joined: list[Cell] = []
-    for key, group in alike.items():
-        most = 1 if isinstance(key, str) else key[0]
+    for (most, _), group in alike.items():
         if launcher.at_a_time:
             most = min(most, math.ceil(len(group) / launcher.at_a_time))
         joined += [_joined(group[first : first + most]) for first in range(0, len(group), most)]
     new = {cell.name: cell.settings["members"] for cell in joined if "members" in cell.settings}
     if new:
         write_text(out / ENSEMBLES, json.dumps(recorded | new, indent=1) + "\n")
-    return kept + joined
+    return kept + joined + alone
 
 
 def _joined(cells: Sequence[Cell]) -> Cell:

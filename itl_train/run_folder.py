@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
@@ -16,10 +16,6 @@ from filelock import FileLock, Timeout
 from itl_env.episode import package_versions
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 CONFIG = "config.yaml"  # of a run: its settings
 FAILURE = "failure.txt"  # beside or above a run: why the job that trained it failed
@@ -100,37 +96,13 @@ class RunFolder:
         warnings.warn(message, stacklevel=3)
 
 
-def load_runs(folder: str | Path) -> "pd.DataFrame":
-    """One row for each run in a folder, however deep, or an empty table.
-
-    Columns are `run`, its place in the folder, its settings, and the newest value of each of its
-    metrics, unless a setting has the same name. Raises ConfigError if there is no such folder.
-    """
-    import pandas as pd
-
-    if not Path(folder).is_dir():
-        raise ConfigError(f"There is no folder {folder}.")
-    rows = []
-    for file in sorted(Path(folder).rglob(CONFIG)):
-        settings = read_yaml(file)
-        if "members" in settings:  # an ensemble, whose members are runs
-            continue
-        if (file.parent.parent / FAILURE).exists():  # a member of one that failed, and was run anew
-            continue
-        newest: dict[str, Any] = {}
-        for row in RunFolder(file.parent).rows():
-            newest |= row
-        rows.append({"run": str(file.parent.relative_to(folder)), **newest, **settings})
-    return pd.DataFrame(rows)
-
-
 def has_begun(path: Path, config: dict[str, Any]) -> bool:
     """Whether the folder holds the run of this configuration; False if it is new or empty.
 
     Raises ConfigError if it holds another run or something else.
     """
     elsewhere = "choose another folder, or remove it."
-    found = _first_entry(path)
+    found = first_entry(path)
     if (path / CONFIG).exists():
         there, wanted = read_yaml(path / CONFIG), _as_read(config)
         if there.keys() != wanted.keys():
@@ -146,7 +118,7 @@ def has_begun(path: Path, config: dict[str, Any]) -> bool:
     return False
 
 
-def _first_entry(path: Path) -> str | None:
+def first_entry(path: Path) -> str | None:
     """The first name in a folder; None if there is none, or no folder.
 
     Those that begin with a dot do not count: what a kill left unfinished, and what systems put
@@ -156,40 +128,6 @@ def _first_entry(path: Path) -> str | None:
         raise ConfigError(f"{path} is a file; name a folder.")
     names = (entry.name for entry in path.iterdir()) if path.is_dir() else ()
     return min((name for name in names if not name.startswith(".")), default=None)
-
-
-MAKER = "made-by.txt"  # in a folder of many runs: which command it belongs to
-
-
-def claimed(path: Path, maker: str) -> bool:
-    """Whether a folder of many runs is this maker's already; False if it is new or empty.
-
-    maker: the command, such as `itl sweep memory`. Raises ConfigError if it is not.
-    """
-    found = _first_entry(path)
-    file = path / MAKER
-    if file.exists():
-        if (there := file.read_text(encoding="utf-8").strip()) != maker:
-            raise ConfigError(
-                f"{path} belongs to `{there}`, not to `{maker}`; name another folder."
-            )
-        return True
-    if found is not None:
-        raise ConfigError(
-            f"{path} holds {found!r}, but nothing of `{maker}`; name a new or empty folder."
-        )
-    return False
-
-
-def claim(path: Path, maker: str) -> None:
-    """Begin or reopen a folder of many runs; see `claimed`."""
-    if claimed(path, maker):
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_text(path / MAKER, f"{maker}\n")
-    except OSError as error:
-        raise ITLError(f"Cannot write to {path}: {error.strerror}.") from None
 
 
 def begin(path: Path, config: dict[str, Any]) -> None:

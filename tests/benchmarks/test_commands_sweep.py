@@ -12,7 +12,7 @@ from rich.console import Console
 from benchmarks.board import Board
 from benchmarks.commands_sweep import parse_axis, recall_table
 from itl_env.errors import ConfigError
-from itl_train.run_folder import load_runs
+from itl_train.runs import load_runs
 
 from .command_line import sentence
 

@@ -93,16 +93,24 @@ def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: 
     assert (counted / "row.json").exists()
 
 
-@pytest.mark.parametrize(("n_reached", "said"), [(3, "**20"), (2, "**20"), (1, "**>= 20")])
+@pytest.mark.parametrize(
+    ("n_reached", "said"),
+    [(3, "**20.0 [15.0, 30.0]"), (2, "**20.0 [15.0, 30.0]"), (1, "**>= 20.0 [15.0, 30.0]")],
+)
 def test_a_ratio_is_a_lower_bound_where_most_seeds_were_given_up(n_reached: int, said: str) -> None:
     goal = speedrun.PRESETS["laptop"].goals[0]
     common = {"goal": goal.name, "parameters": 8, "steps": 100}
-    times = {"train_seconds": 1.0, "padded_ms": 200.0}
+    times = {
+        "train_seconds": 1.0, "padded_ms": 200.0, "padded_ms_low": 150.0, "padded_ms_high": 300.0,
+    }  # fmt: skip
     rows = [{**common, "recipe": "fast", "reached": True, **times}] * 3
     rows += [{**common, "recipe": "published", "reached": seed < n_reached} for seed in range(3)]
     result = speedrun.summary(goal, rows, 3)
     sizes = {"n_seeds": 3, "target": 0.95}
-    assert said in speedrun.report({"goals": [result], "sizes": sizes, "timed_on": ["one"]})
+    whole = {"goals": [result], "sizes": sizes, "timed_on": ["one"], "notes": {goal.name: "Slow."}}
+    text = speedrun.report(whole)
+    assert said in text
+    assert f"\n- {goal.name}: Slow.\n" in text
 
 
 def test_a_time_on_one_device_is_none_on_another() -> None:

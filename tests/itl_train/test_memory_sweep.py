@@ -10,7 +10,7 @@ import pytest
 from itl_env.errors import ConfigError, ITLError
 from itl_train.ensemble import EnsembleRun
 from itl_train.memory_sweep import memory_cells, sweep_memory
-from itl_train.run_folder import load_runs
+from itl_train.runs import load_runs
 from itl_train.sweep import Launcher
 
 
