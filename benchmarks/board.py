@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from benchmarks.progress import describe as describe_row
+from itl_train.memory_sweep import n_runs
 from itl_train.run_folder import RunFolder
 from itl_train.sweep import State
 
@@ -20,7 +21,9 @@ SHOWN = 20  # running runs in the table
 
 def describe(states: Mapping[str, State]) -> str:
     """How many runs are in each state."""
-    counts = Counter(states.values())
+    counts: Counter[State] = Counter()
+    for name, its in states.items():
+        counts[its] += n_runs(name)
     order: tuple[State, ...] = ("done", "running", "waiting", "failed")
     return ", ".join(f"{counts[its]:,} {its}" for its in order)
 

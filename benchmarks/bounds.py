@@ -212,6 +212,6 @@ def agreement(minima: Sequence[Mapping[str, Any]]) -> str:
             facts = ours[-1]["facts"] / ours[0]["facts"]
             lines.append(
                 f"- {mode}: from {ours[0]['facts']:,} to {ours[-1]['facts']:,} facts "
-                f"(x{facts:.0f}) the smallest P grows x{grown:.1f}."
+                f"(x{facts:.3g}) the smallest P grows x{grown:.1f}."
             )
     return "\n".join(lines) or "No size reached the recall, so nothing can be compared."

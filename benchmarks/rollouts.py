@@ -47,11 +47,13 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
 def find_checkpoint(folder: Path) -> Path:
     """The folder itself if it is a checkpoint, the last whole one if it is a run.
 
-    Warns of damaged ones that a run has after that. Raises ConfigError if there is none, and
-    ITLError if the folder is a damaged one itself.
+    Warns of damaged ones that a run has after that. Raises ConfigError if there is none or it is
+    that of a whole ensemble, and ITLError if the folder is a damaged one itself.
     """
     from itl_train.checkpoint import check_whole, newest_whole
 
+    if "members" in run_settings(folder):
+        raise ConfigError(f"{folder} is of an ensemble; name one of its members, such as member-0.")
     if (folder / "config.json").is_file():
         check_whole(folder)
         return folder
@@ -80,7 +82,8 @@ def how_many(task: RecallTask, which: Questions, n: int) -> int:
     there = task.n_facts if which == "all" else len(task.keys)
     if there < n:
         more = " (--questions all asks for every attribute)" if which == "one" else ""
-        warnings.warn(f"there are {there:,} questions, fewer than {n:,}{more}", stacklevel=2)
+        are = "is one question" if there == 1 else f"are {there:,} questions"
+        warnings.warn(f"there {are}, fewer than {n:,}{more}", stacklevel=2)
     return min(n, there)
 
 

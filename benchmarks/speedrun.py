@@ -291,8 +291,8 @@ computed: the median of its steps, counted in this library's loop, at the time o
 that pads every row to 257 tokens, measured right after each fast run in the same process; the
 ratio's spread is that of the fast runs and of the rounds in which the padded loop was timed. Where
 the published recipe did not reach the recall, its steps are those at which it was given up, and
-the ratio is a lower bound; there is none where a fast run did not get there. When to give up was
-chosen once the fast recipe had been timed, as late as a ratio of ten takes.
+the ratio is a lower bound; there is none where a fast run did not get there. The step at which to
+give up was chosen once the fast recipe had been timed, so that the bound could be ten or more.
 The fast recipe's schedule has a length for each goal, found on other seeds; the published recipe's
 is always {RECIPES["published"]["n_steps"]:,} steps long. Both train models of one shape, whose
 positions turn at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with

@@ -87,10 +87,7 @@ class Study(Generic[Group]):
         self.name = name
         self.work = work
         self.config = config
-        if config.device != "cpu" and config.launcher != "slurm":  # whose nodes may have others
-            from itl_train.team import check_device
-
-            check_device(config.device)
+        for_device(config, config.device)  # which raises before anything is written
         claim(config.out, f"itl bench run {name}")
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names

@@ -64,7 +64,10 @@ def inspect_table(
     if unknown := [attribute for attribute in attributes if attribute not in columns]:
         raise DatabaseError(f"{where} has no column {unknown[0]!r}; it has {', '.join(columns)}")
     if not attributes or len(set(attributes)) < len(attributes):
-        raise DatabaseError(f"the attributes of {where} must be one or more different columns")
+        raise DatabaseError(
+            f"the attributes of {where} must be one or more different columns; besides the key "
+            f"{key!r} it has {', '.join(c for c in columns if c != key) or 'none'}"
+        )
 
     indexes, unique_indexes = _indexes(inspector, name, schema, primary)
     if not any(index[0] == key for index in indexes):

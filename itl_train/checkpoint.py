@@ -166,11 +166,14 @@ def newest(
 
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose files are all as they were written; of others it warns."""
-    for path in reversed(checkpoints(folder)):
+    found = checkpoints(folder)
+    for path in reversed(found):
         if (name := _damage(path)) is None:
             return path
         warn(
             f"The checkpoint {path} is broken: {name} is not as it was written; an earlier "
             "checkpoint is used, if there is one."
         )
+    if found:
+        warn(f"None of the checkpoints in {folder} is whole.")
     return None

@@ -9,6 +9,7 @@ The same call goes on with what an interrupted one left.
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -99,10 +100,10 @@ def sweep_memory(
     cells = [Cell(there.get(_identity(cell.settings), cell.name), cell.settings) for cell in cells]
     done = finished_members(out)
     check_worlds([c for c in cells if c.name not in done and state(out / c.name) != "done"])
-    claim(out, MAKER)
-    check_begun(cells, out)
     for device in {MemoryConfig(**cell.settings).device for cell in cells}:
         launcher = for_device(launcher, device)
+    claim(out, MAKER)
+    check_begun(cells, out)
     while True:
         done = finished_members(out)
         check_done(cells, done, out)
@@ -111,10 +112,23 @@ def sweep_memory(
         )
         begun = [done[cell.name]["folder"].partition("/")[0] for cell in cells if cell.name in done]
         _list_folders([*begun, *(cell.name for cell in left)], out)
-        sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=on_change)
-        if not any(_failed(out, cell) for cell in left):
+        before: dict[str, State] = dict.fromkeys(begun, "done")
+
+        def tell(states: Mapping[str, State], before: Mapping[str, State] = before) -> None:
+            on_change({**before, **states})
+
+        sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=tell)
+        failed = [cell.name for cell in left if _failed(out, cell)]
+        if not failed:
             return _write_table(cells, out)
+        for name in failed:
+            warnings.warn(f"{name} failed; its members are run alone.", stacklevel=2)
         retry = False  # what failed alone failed just now
+
+
+def n_runs(name: str) -> int:
+    """How many runs are trained in a folder of this name: more than one in an ensemble's."""
+    return int(name.removeprefix(ENSEMBLE).split("-")[0]) if name.startswith(ENSEMBLE) else 1
 
 
 def _list_folders(first: Sequence[str], out: Path) -> None:

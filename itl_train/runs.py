@@ -59,6 +59,8 @@ def load_runs(folder: str | Path) -> "pd.DataFrame":
         settings = read_yaml(file)
         if "members" in settings:  # an ensemble, whose members are runs
             continue
+        if not RunFolder(file.parent).checkpoints.is_dir():  # a benchmark's, which holds runs
+            continue
         if (file.parent.parent / FAILURE).exists():  # a member of one that failed, and was run anew
             continue
         newest: dict[str, Any] = {}

@@ -79,8 +79,13 @@ class Launcher:
 def for_device(launcher: Launcher, device: str) -> Launcher:
     """The same for runs on this device: on GPUs, unless it says how many, each job has its own.
 
-    A GPU that is named, such as cuda:1, is shared by all jobs.
+    A GPU that is named, such as cuda:1, is shared by all jobs. Raises ConfigError for a device that
+    this machine does not have, unless the jobs go to Slurm, whose nodes may have it.
     """
+    if device != "cpu" and launcher.launcher != "slurm":
+        from itl_train.team import check_device
+
+        check_device(device)
     if launcher.gpus or launcher.launcher == "here" or device != "cuda":
         return launcher
     return replace(launcher, gpus=1)

@@ -219,8 +219,8 @@ def check_trackers(names: Sequence[str]) -> None:
     available = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
     if missing := [name for name in names if name not in available]:
         raise ConfigError(
-            f"The tracker {missing[0]!r} is not installed; "
-            f"there are {', '.join(available) or 'none'}."
+            f"The tracker {missing[0]!r} is not installed; install it, or choose among those that "
+            f"are: {', '.join(available) or 'none'}."
         )
 
 

@@ -146,7 +146,7 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     joined, alone = tmp_path / "joined", tmp_path / "alone"
     assert run(*command, "seed=0:3", "--out", joined)[0] == 0
     (folder,) = joined.glob("ensemble-of-3-*")
-    assert run("sweep", "status", joined)[1] == "1 done, 0 running, 0 waiting, 0 failed\n"
+    assert run("sweep", "status", joined)[1] == "3 done, 0 running, 0 waiting, 0 failed\n"
     assert run(*command, "seed=0:3", "--ensemble", "1", "--out", alone)[0] == 0
     assert not list(alone.glob("ensemble*"))
     ours, theirs = (pd.read_csv(out / "runs.csv") for out in (joined, alone))
@@ -154,6 +154,9 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     pd.testing.assert_frame_equal(ours[shared], theirs[shared])
     assert theirs["recall_seen"].max() > 0, "else nothing would be compared"
     assert run("eval", joined / ours["folder"][2], "--n", "4")[0] == 0
+    status, _, err = run("eval", folder)
+    assert status == 2
+    assert "name one of its members" in sentence(err)
 
     table = load_runs(joined)
     assert table["seed"].tolist() == [0, 1, 2]
@@ -161,7 +164,9 @@ def test_a_sweep_of_small_batches_trains_ensembles(run, world: str, tmp_path: Pa
     assert table["run"][2] == ours["folder"][2]
 
     before = (folder / "row.json").stat().st_mtime_ns
-    assert run(*command, "seed=0:4", "--out", joined)[0] == 0
+    status, _, err = run(*command, "seed=0:4", "--out", joined)
+    assert status == 0
+    assert err.splitlines()[0] == "3 done, 0 running, 1 waiting, 0 failed"
     assert (folder / "row.json").stat().st_mtime_ns == before, "only the new run is trained"
     again = pd.read_csv(joined / "runs.csv")
     assert again["seed"].tolist() == [0, 1, 2, 3]

@@ -65,7 +65,12 @@ def test_a_recipe_comes_first_and_flags_override_it(run, trained, world, tmp_pat
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("n_stepz: 3", "n_stepz"), ("[1, 2]", "mapping"), ("a: b: c", "is not YAML"), (None, "Cann")],
+    [
+        ("n_stepz: 3", "n_stepz"),
+        ("[1, 2]", "mapping"),
+        ("a: b: c", "line 1, is not YAML: mapping values are not allowed here."),
+        (None, "Cann"),
+    ],
 )
 def test_a_settings_file_that_is_wrong_is_named(run, tmp_path, text: str | None, said: str) -> None:
     file = tmp_path / "settings.yaml"

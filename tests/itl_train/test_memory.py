@@ -286,8 +286,11 @@ def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
     train_memory(config, tmp_path / "broken")
     (only,) = checkpoints(tmp_path / "broken" / "checkpoints")
     (only / "model.safetensors").write_bytes(b"cut off")
-    with pytest.warns(UserWarning, match=r"model.safetensors is not as it was written"):
+    with pytest.warns(UserWarning) as warned:
         train_memory(config, tmp_path / "broken")
+    first, second = (str(each.message) for each in warned if each.category is UserWarning)
+    assert "model.safetensors is not as it was written" in first
+    assert second == f"None of the checkpoints in {tmp_path / 'broken' / 'checkpoints'} is whole."
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 

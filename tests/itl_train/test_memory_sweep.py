@@ -41,15 +41,27 @@ def small(world: str, **changes: object) -> dict[str, object]:
 
 def test_a_member_that_fails_does_not_take_the_others_along(world: str, tmp_path: Path) -> None:
     cells = memory_cells({"lr": [1e-3, 1e30, 2e-3]}, small(world))
-    rows = sweep_memory(cells, tmp_path, Launcher("here"))
+    with pytest.warns(UserWarning, match="ensemble-of-3-.* failed; its members are run alone"):
+        rows = sweep_memory(cells, tmp_path, Launcher("here"))
     assert [row["lr"] for row in rows] == [1e-3, 2e-3]
     (ensemble,) = tmp_path.glob("ensemble-of-3-*")
     assert "The loss of member 1" in (ensemble / "failure.txt").read_text()
     assert "The loss is" in (tmp_path / "lr=1e+30" / "failure.txt").read_text()
+    (tmp_path / "config.yaml").write_text("n_steps: 3\n")  # as a benchmark has, of whose runs it is
     assert sorted(load_runs(tmp_path)["run"]) == ["lr=0.001", "lr=0.002", "lr=1e+30"]
+    (tmp_path / "config.yaml").unlink()
     before = (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns
     assert sweep_memory(cells, tmp_path, Launcher("here")) == rows
     assert (tmp_path / "lr=0.001" / "row.json").stat().st_mtime_ns == before
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
+    world: str, tmp_path: Path
+) -> None:
+    cells = memory_cells({"seed": [0]}, small(world, device="tpu"))
+    with pytest.raises(ConfigError, match="Cannot train on device 'tpu'"):
+        sweep_memory(cells, tmp_path / "sweep", Launcher())
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_a_finished_sweep_is_read_without_its_database(world: str, tmp_path: Path) -> None:

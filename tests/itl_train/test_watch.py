@@ -120,7 +120,7 @@ def test_a_machine_multiplies_at_some_rate() -> None:
 def test_bad_watches_are_refused(world: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="profile is -1"):
         WatchConfig(profile=-1)
-    with pytest.raises(ConfigError, match="The tracker 'nothing' is not installed; there are"):
+    with pytest.raises(ConfigError, match="The tracker 'nothing' is not installed; install it, or"):
         train_memory(tiny(world), tmp_path / "run", watch=WatchConfig(trackers=("nothing",)))
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError):
