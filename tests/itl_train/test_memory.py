@@ -286,7 +286,7 @@ def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
     train_memory(config, tmp_path / "broken")
     (only,) = checkpoints(tmp_path / "broken" / "checkpoints")
     (only / "model.safetensors").write_bytes(b"cut off")
-    with pytest.warns(UserWarning) as warned:
+    with pytest.warns(UserWarning, match="whole") as warned:
         train_memory(config, tmp_path / "broken")
     first, second = (str(each.message) for each in warned if each.category is UserWarning)
     assert "model.safetensors is not as it was written" in first
