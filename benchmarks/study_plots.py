@@ -33,8 +33,8 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
     axes = figure.subplots()
     for mode, published in (("in-weight", BOUNDS_IN_WEIGHT), ("in-tool", BOUNDS_IN_TOOL)):
         points = [(4 * n, p) for n, p in published.items() if p is not None]
-        axes.plot(
-            *zip(*points, strict=True), "o", mfc="none", color=COLOURS[mode], ms=6,
+        axes.plot(  # rings, so wide that a point of ours does not hide one
+            *zip(*points, strict=True), "o", mfc="none", color=COLOURS[mode], ms=9,
             label=f"{mode}, published",
         )  # fmt: skip
         _minima(axes, [row for row in minima if row["mode"] == mode], "facts", mode, COLOURS[mode])
