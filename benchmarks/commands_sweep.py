@@ -27,7 +27,8 @@ class SweepMemory(Launcher):
     """
 
     axes: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AXES")]
-    """Settings and their values: n_people=64,128 lr=1e-3,4e-3 seed=0:5 (seeds 0 to 4)."""
+    """Settings and their values: n_people=64,128 lr=1e-3,4e-3 seed=0:5 (seeds 0 to 4). They are the
+    flags of `itl train memory`, with underscores."""
     out: Path  # folder of the sweep
     recipe: RecipeName = "quickstart"  # settings to begin with
     base: str = ""  # YAML file of the settings that all runs share

@@ -23,7 +23,7 @@ from itl_env import FactDatabase, people
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """What `itl bench run throughput` runs."""
+    """Time the library and what one would use instead, in turns, in one process."""
 
     out: Path = Path("runs/throughput")  # folder for throughput.json and throughput.md
     preset: Literal["smoke", "laptop"] = "laptop"  # laptop: minutes; smoke: does it run at all
