@@ -174,4 +174,5 @@ def test_the_command_line_runs_a_grid_on_slurm(
     assert status == 0, captured.err
     assert captured.out.splitlines()[-1].startswith("4 of 4 runs are done")
     # The two runs of each width are one job: they train as one model.
-    assert captured.err.splitlines()[-1] == "2 done, 0 running, 0 waiting, 0 failed"
+    assert captured.err.splitlines()[-1] == "4 done, 0 running, 0 waiting, 0 failed"
+    assert len(list(tmp_path.glob("ensemble-of-2-*"))) == 2
