@@ -106,6 +106,9 @@ def test_every_member_is_the_run_it_would_be_alone(
             }
             for name in ("loss", "gradient_norm"):
                 assert a[name] == pytest.approx(b[name], rel=2e-3)
+    costs = logged(whole)[-1]
+    assert costs["step"] == 120
+    assert min(costs[name] for name in ("tokens_per_s", "tflops", "mfu", "memory_mb")) > 0
     assert found[0]["recall_seen"] == found[1]["recall_seen"] == 1.0, "two learn"
     assert found[2]["recall_seen"] < 1.0, "the third stops early"
 
@@ -168,6 +171,9 @@ def test_an_ensemble_that_is_killed_goes_on_to_the_same_bits(
     assert run.step == 30
     assert run.train() == EnsembleRun(configs, whole).train()
     assert_same_members(whole, tmp_path / "killed", 3)
+    for index in range(3):  # lines of step 40 hold losses from before the checkpoint, too
+        mine, theirs = (logged(run / f"member-{index}") for run in (whole, tmp_path / "killed"))
+        assert mine == theirs
 
 
 def test_an_ensemble_goes_on_to_the_same_bits_after_a_member_stopped(
