@@ -150,8 +150,8 @@ tokens only for the bytes that occur in their world, and a rotary base of
 usual base most of the few frequencies of so narrow a head tell no two places in them apart. The
 base, and the fast recipe's rate for embeddings, were found with 128 people of two other seeds; the
 widest shape for each number of people is just below the target, and wider ones were not tried.
-Smallest P: the narrowest of the widths tried whose recall, averaged over {result["n_seeds"]} seeds, is at least {RECALL} at the last
-step.
+Smallest P: the narrowest of the widths tried whose recall, averaged over
+{result["n_seeds"]} seeds, is at least {RECALL} at the last step.
 {RULED_OUT}
 {ASKED} Exposures are the most that a seed took; a run ends once it knows its facts. The limits of
 bits a parameter are those of {" and ".join(BITS_PER_PARAMETER)}.

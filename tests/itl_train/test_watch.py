@@ -14,7 +14,7 @@ from itl_agents import nanollama
 from itl_agents.nanollama import ByteTokenizer, NanoLlama
 from itl_env import FactDatabase, RecallTask
 from itl_env.errors import ConfigError
-from itl_train.batches import BatchPlan
+from itl_train.batches import BatchPlan, stacked
 from itl_train.memory import MemoryConfig, train_memory
 from itl_train.sources import expert_dialogues
 from itl_train.step import learning_rates, make_optimizers, train_step
@@ -49,6 +49,14 @@ def test_operations_are_those_that_torch_counts(world: str, plan: BatchPlan) -> 
     assert counted["aten.bmm"] > 0.1 * counted["aten.mm"], "else attention would not be tested"
     ours = step_flops(model.config, batch)
     assert ours == pytest.approx(needed, rel=0.03), "torch counts the little padding there is too"
+
+
+def test_operations_of_an_ensemble_are_those_of_its_members(world: str, plan: BatchPlan) -> None:
+    shape = tiny(world).model_config()
+    batches = [plan.batch(step) for step in range(3)]
+    assert len({len(batch.targets) for batch in batches}) > 1, "else no targets would be padded"
+    apart = sum(step_flops(shape, batch) for batch in batches)
+    assert step_flops(shape, stacked(batches)) == pytest.approx(apart, rel=0.01)
 
 
 @pytest.mark.parametrize("numbers", [10**9, 1])  # at once: the whole batch, or a row at a time
