@@ -1,36 +1,61 @@
 """The only place that turns a dialogue into token ids, and says which of them are trained.
 
-A dialogue becomes::
+NanoLlama's marks make it::
 
     <|user|>question<|assistant|>call<|database|>reply<|assistant|>statement<|eod|>
 
-What the model must write is trained: its own text, the `<|database|>` mark that ends a call (the
-model decides to hand over) and the `<|eod|>` after its answer. The user's text, the reply and the
-`<|assistant|>` marks that the environment puts are not.
+and a pretrained model's chat template whatever that model is used to (`itl_agents.chat_template`).
+What the model must write is trained: its own text and what ends its turn, such as the `<|database|>`
+after a call (the model decides to hand over) and the `<|eod|>` after its answer. The user's text,
+the reply, and what the environment puts around them are not.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-from itl_env.dialogue import Message
+from itl_env.dialogue import Message, Role
 from itl_env.episode import Completion, Episode
 
 IGNORED = -100
 """The label of a token that is not trained (the value PyTorch's cross-entropy skips)."""
 
 
-class DialogueTokenizer(Protocol):
-    """A tokenizer with the four marks of a dialogue."""
+class Around(NamedTuple):
+    """Ids between two messages, before the first one, or behind the last one.
 
-    vocabulary_size: int
-    user_id: int
-    assistant_id: int
-    database_id: int
-    end_id: int
+    end: end the assistant's turn before. It must write them, so they are trained; the last one is
+        the mark at which it stops.
+    between: put by the environment.
+    head: begin the assistant's turn that follows, and are trained as a part of it.
+    """
+
+    end: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    head: tuple[int, ...] = ()
+
+
+class DialogueTokenizer(Protocol):
+    """A tokenizer that knows what stands around the messages of a dialogue."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The marks at which the assistant's turns end."""
+        ...
+
+    def around(self, roles: tuple[Role, ...], prompt: bool) -> Sequence[Around]:
+        """What stands around messages of these roles: one item more than there are messages.
+
+        prompt: whether the assistant is to write next.
+        """
+        ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of content; whatever the text spells, never one of the marks."""
+        """Ids of content; whatever the text spells, never a mark."""
+        ...
+
+    def encode_turn(self, text: str, calls: bool) -> list[int]:
+        """Ids of an assistant's turn without its head and end; `calls` if the tool replies to it."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -58,50 +83,51 @@ def render_prompt(
     tokenizer: DialogueTokenizer,
     completions: Sequence[Completion] = (),
 ) -> list[int]:
-    """Ids of the dialogue so far and the mark after which the assistant writes."""
-    return [*render_messages(messages, tokenizer, completions).input_ids, tokenizer.assistant_id]
+    """Ids of the dialogue so far, up to where the assistant writes."""
+    return render_messages(messages, tokenizer, completions, prompt=True).input_ids
 
 
 def render_messages(
     messages: Sequence[Message],
     tokenizer: DialogueTokenizer,
     completions: Sequence[Completion] = (),
+    *,
+    prompt: bool = False,
 ) -> Rendered:
     """Ids and labels of messages.
 
     completions: the assistant's turns in order; one with token ids is taken as it was sampled
         instead of being encoded again from text.
+    prompt: whether the assistant is to write next.
     """
-    ids: list[int] = []
-    labels: list[int] = []
+    roles = tuple(message.role for message in messages)
+    around = tokenizer.around(roles, prompt)
+    ids = list(around[0].between)
+    labels = [IGNORED] * len(ids)
     turns = iter(completions)
-    for place, message in enumerate(messages):
-        if message.role != "assistant":
-            mark = tokenizer.user_id if message.role == "user" else tokenizer.database_id
-            # The mark that ends a call belongs to the assistant's turn.
-            new = tokenizer.encode(message.content)
-            new = [mark, *new] if message.role == "user" else new
-            ids += new
-            labels += [IGNORED] * len(new)
-            continue
-        ends_call = place + 1 < len(messages) and messages[place + 1].role == "database"
-        end = tokenizer.database_id if ends_call else tokenizer.end_id
-        turn = next(turns, None)
-        written = _written(message, turn, tokenizer)
-        if not written or written[-1] not in (tokenizer.database_id, tokenizer.end_id):
-            written = [*written, end]
-        elif written[-1] != end:
-            # The task took the turn otherwise than the model marked it: show what followed.
-            written = [*written[:-1], end]
-        ids += [tokenizer.assistant_id, *written]
-        labels += [IGNORED, *written]
+    for place, (role, text) in enumerate(messages):
+        end, between, _ = around[place + 1]
+        if role == "assistant":
+            turn = next(turns, None)
+            if turn is not None and turn.token_ids is not None:
+                written = list(turn.token_ids)
+                # The task may have taken the turn otherwise than the model marked it, and a turn
+                # that was cut has no mark: show what followed.
+                if written and written[-1] in tokenizer.stop_ids:
+                    written.pop()
+                written += end[-1:]
+            else:
+                calls = roles[place + 1 : place + 2] == ("database",)
+                written = [*around[place].head, *tokenizer.encode_turn(text, calls), *end]
+            ids += written
+            labels += written
+        else:
+            content = tokenizer.encode(text)
+            ids += content
+            labels += [IGNORED] * len(content)
+        ids += between
+        labels += [IGNORED] * len(between)
     return Rendered(ids, labels)
-
-
-def _written(message: Message, turn: Completion | None, tokenizer: DialogueTokenizer) -> list[int]:
-    if turn is not None and turn.token_ids is not None:
-        return turn.token_ids
-    return tokenizer.encode(message.content)
 
 
 def spans(rendered: Rendered, tokenizer: DialogueTokenizer) -> Iterator[tuple[str, bool]]:

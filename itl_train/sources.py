@@ -15,8 +15,8 @@ from textwrap import shorten
 from typing import Any, NamedTuple, cast, get_args
 
 from itl_agents.agent import rollout
-from itl_agents.nanollama.tokenizer import ByteTokenizer
-from itl_agents.render import IGNORED, DialogueTokenizer, Rendered, render, render_messages
+from itl_agents.nanollama import ByteTokenizer, NanoTokenizer
+from itl_agents.render import IGNORED, Rendered, render, render_messages
 from itl_agents.scripted import ExpertAgent
 from itl_env.dialogue import Message, Role
 from itl_env.errors import ConfigError
@@ -54,7 +54,7 @@ def parse_source(text: str) -> Source:
 def open_plan(
     config: MemoryConfig,
     task_in: Callable[[Mode], RecallTask],
-    tokenizer: DialogueTokenizer,
+    tokenizer: NanoTokenizer,
     share: tuple[int, int] = (0, 1),
     device: str = "",
 ) -> BatchPlan:
@@ -84,7 +84,7 @@ def exposures(config: MemoryConfig, plan: BatchPlan, step: int) -> float:
 def read_sources(
     sources: Sequence[Source],
     task_in: Callable[[Mode], RecallTask],
-    tokenizer: DialogueTokenizer,
+    tokenizer: NanoTokenizer,
     max_length: int,
 ) -> list[Dialogues]:
     """The dialogues of each source, rendered.
@@ -111,7 +111,7 @@ def read_sources(
     return read
 
 
-def expert_dialogues(task: RecallTask, tokenizer: DialogueTokenizer) -> Dialogues:
+def expert_dialogues(task: RecallTask, tokenizer: NanoTokenizer) -> Dialogues:
     """The expert's episodes about every fact of the task, rendered."""
     return Dialogues.of(_episodes(task, tokenizer))
 
@@ -122,7 +122,7 @@ def used_bytes(task: RecallTask) -> bytes:
     return bytes(ids[ids < 256].tolist())
 
 
-def _episodes(task: RecallTask, tokenizer: DialogueTokenizer) -> Iterator[Rendered]:
+def _episodes(task: RecallTask, tokenizer: NanoTokenizer) -> Iterator[Rendered]:
     for episode in rollout(ExpertAgent(task), task, task.facts(), lanes=1024):
         yield render(episode, tokenizer)
 
@@ -130,7 +130,7 @@ def _episodes(task: RecallTask, tokenizer: DialogueTokenizer) -> Iterator[Render
 def _rendered(
     kind: str,
     task_in: Callable[[Mode], RecallTask],
-    tokenizer: DialogueTokenizer,
+    tokenizer: NanoTokenizer,
     max_length: int,
 ) -> Iterator[Rendered]:
     if kind in MODES:
@@ -144,7 +144,7 @@ def _rendered(
 
 
 def _from_rows(
-    name: str, rows: Iterable[dict[str, Any]], tokenizer: DialogueTokenizer, max_length: int
+    name: str, rows: Iterable[dict[str, Any]], tokenizer: NanoTokenizer, max_length: int
 ) -> Iterator[Rendered]:
     for place, row in enumerate(rows):
         if row.get("messages") is not None:
@@ -174,7 +174,7 @@ def _messages(given: Any, name: str, place: int) -> list[Message]:
     return messages
 
 
-def text_pieces(text: str, tokenizer: DialogueTokenizer, max_length: int) -> Iterator[Rendered]:
+def text_pieces(text: str, tokenizer: NanoTokenizer, max_length: int) -> Iterator[Rendered]:
     """Plain text between two end marks, cut into pieces that fit; all but a first token is trained.
 
     A piece begins with the last token of the one before, so that every token is predicted once.

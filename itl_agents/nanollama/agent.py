@@ -6,8 +6,9 @@ from typing import Literal
 from itl_agents.agent import Conversation
 from itl_agents.nanollama.generate import Generated, TurnMemory, generate
 from itl_agents.nanollama.model import NanoLlama
+from itl_agents.nanollama.bpe import NanoTokenizer
 from itl_agents.nanollama.tokenizer import ByteTokenizer
-from itl_agents.render import DialogueTokenizer, render_prompt
+from itl_agents.render import render_prompt
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError
 
@@ -26,7 +27,7 @@ class NanoLlamaAgent:
     def __init__(
         self,
         model: NanoLlama,
-        tokenizer: DialogueTokenizer | None = None,
+        tokenizer: NanoTokenizer | None = None,
         *,
         name: str = "nanollama",
         temperature: float = 0.0,

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from itl_agents.nanollama.tokenizer import (
     MARKS,
     ByteTokenizer,
+    Marked,
     byte_characters,
     save_configuration,
 )
@@ -31,7 +32,7 @@ CL100K = (
 PROBE = "  When was Zoë O'Neil-Ðạng born?\n\tOn 21/5/1990.  FIND birth_date FOR \u4e2d\U0001f600"
 
 
-class BPETokenizer:
+class BPETokenizer(Marked):
     """A tokenizer of `tokenizers` with the marks of a dialogue; see `DialogueTokenizer`."""
 
     def __init__(self, tokenizer: Tokenizer, source: str = "The tokenizer") -> None:
@@ -39,6 +40,7 @@ class BPETokenizer:
 
         source: what an error calls it.
         """
+        super().__init__()
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.add_special_tokens([AddedToken(mark, normalized=False) for mark in MARKS])

@@ -5,10 +5,14 @@ same ids.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from itl_agents.render import Around
+from itl_env.dialogue import Role
 from itl_env.errors import ITLError
 
 MARKS = ("<|user|>", "<|assistant|>", "<|database|>", "<|eod|>")
@@ -28,13 +32,57 @@ CHAT_TEMPLATE = (
 )
 
 
-class ByteTokenizer:
+class Marked(ABC):
+    """The marks around the messages of a dialogue; see `itl_agents.render.DialogueTokenizer`."""
+
+    vocabulary_size: int
+    user_id: int
+    assistant_id: int
+    database_id: int
+    end_id: int
+
+    def __init__(self) -> None:
+        self._around: dict[tuple[tuple[Role, ...], bool], list[Around]] = {}
+
+    @property
+    def stop_ids(self) -> tuple[int, int]:
+        """The marks of a call and of an answer."""
+        return self.database_id, self.end_id
+
+    def around(self, roles: tuple[Role, ...], prompt: bool) -> list[Around]:
+        """See `DialogueTokenizer.around`."""
+        if (known := self._around.get((roles, prompt))) is not None:
+            return known
+        places: list[Role | None] = [None, *roles, "assistant" if prompt else None]
+        around = [self._between(before, after) for before, after in pairwise(places)]
+        self._around[roles, prompt] = around
+        return around
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """See `DialogueTokenizer.encode`."""
+
+    def encode_turn(self, text: str, calls: bool) -> list[int]:
+        """See `DialogueTokenizer.encode_turn`."""
+        return self.encode(text)
+
+    def _between(self, before: Role | None, after: Role | None) -> Around:
+        """The mark that ends a call belongs to the assistant's turn; others open the next one."""
+        end: tuple[int, ...] = ()
+        if before == "assistant":
+            end = (self.database_id if after == "database" else self.end_id,)
+        opening = {"user": (self.user_id,), "assistant": (self.assistant_id,)}
+        return Around(end, opening.get(after or "", ()))
+
+
+class ByteTokenizer(Marked):
     """UTF-8 bytes and four marks; vocabulary size 260.
 
     alphabet: the only bytes that have a token, which makes the vocabulary smaller.
     """
 
     def __init__(self, alphabet: bytes = bytes(range(256))) -> None:
+        super().__init__()
         self.alphabet = bytes(sorted(set(alphabet)))
         n = len(self.alphabet)
         self.vocabulary_size = n + len(MARKS)
