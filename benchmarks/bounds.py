@@ -136,6 +136,7 @@ def report(result: Mapping[str, Any]) -> str:
         "P / published",
     )  # fmt: skip
     slope = lines(fit, result["minima"])
+    most = max(row["exposures"] for row in result["minima"])
     return f"""# How many parameters do facts need?
 
 ![smallest model against facts](bounds.png)
@@ -153,8 +154,8 @@ initialisation and data order; recall is that of the last step.
 {agreement(result["minima"])}
 - The published runs all took {STEPS:,} steps of {BATCH} dialogues: {STEPS * BATCH // 256:,}
   exposures of each fact of 64 people, {STEPS * BATCH // 4_096:,} of each of 1,024 people. Here a
-  fact is seen at most {sizes["exposures"]:,} times, so where there are few people a smaller
-  published size is no contradiction; `itl bench run capacity` trains for longer.
+  fact is seen at most {most:,.0f} times, so where there are few people a smaller published size is
+  no contradiction; `itl bench run capacity` trains for longer.
 
 ![recall against parameters](recall.png)
 
@@ -177,11 +178,10 @@ def lines(fit: Mapping[str, float] | None, minima: Sequence[Mapping[str, Any]]) 
     if near := line_fit(shared):
         said += (
             f"Through the published sizes of {shared[0][0]:,} to {shared[-1][0]:,} facts it is "
-            f"{near['slope']:.2f} facts + {near['intercept']:,.0f}. The line is steeper "
-            "where facts are few: "
+            f"{near['slope']:.2f} facts + {near['intercept']:,.0f}. "
         )
     return said + (
-        f"through the published ones of 8 to 32,768 facts, fitted alike, it is {LINE_OF_MEANS[0]} "
+        f"Through the published ones of 8 to 32,768 facts, fitted alike, it is {LINE_OF_MEANS[0]} "
         f"facts + {LINE_OF_MEANS[1]:,}; the published line, through the sizes of each seed, is "
         f"{LINE[0]} facts + {LINE[1]:,}."
     )

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.machine import cpu_name
 from benchmarks.statistics import clustered_wilson
 from itl_env.database import FactDatabase
 from itl_env.entropy import world_entropy
@@ -74,6 +75,10 @@ NO_MATTER = ("database", "device", "n_threads", "log_every", "checkpoint_every",
 """Settings of `MemoryConfig` that do not bear on what a row says."""
 
 
+ADDED: Mapping[str, Any] = {"n_kv_heads": None}
+"""Settings of `MemoryConfig` that older rows do not have, and what these were run with."""
+
+
 def make_cell(name: str, world: World, model: Mapping[str, Any], **own: Any) -> Cell:
     """The cell of a world and the settings of `MemoryConfig` that are not the world's.
 
@@ -84,7 +89,11 @@ def make_cell(name: str, world: World, model: Mapping[str, Any], **own: Any) -> 
     """
     settings = {"world": vars(world), "model": dict(model), **own}
     resolved = asdict(memory_config(settings, database=""))
-    matter = {name: value for name, value in resolved.items() if name not in NO_MATTER}
+    matter = {
+        name: value
+        for name, value in resolved.items()
+        if name not in NO_MATTER and not (name in ADDED and value == ADDED[name])
+    }
     return Cell(f"{name}-{digest([PROTOCOL, vars(world), matter, own])}", settings)
 
 
@@ -141,6 +150,7 @@ def train_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "steps": run.step,
         "exposures": run.step * config.batch_size / n_facts,
         "bits_per_fact": entropy.bits_per_fact,
+        "cpu": cpu_name(),
     }
     for who, task in (("seen", run.tasks.seen), ("unseen", run.tasks.unseen)):
         if task is None:

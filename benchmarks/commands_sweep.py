@@ -17,10 +17,11 @@ from itl_train.memory_sweep import memory_cells, sweep_memory
 from itl_train.rows import RUNS
 from itl_train.run_folder import FAILURE, read_yaml
 from itl_train.sweep import CELLS, Launcher, Row, State, at_work, state
+from itl_train.watch_config import WatchConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepMemory(Launcher):
+class SweepMemory(WatchConfig, Launcher):
     """Train one small Llama for each combination of settings; the same command goes on.
 
     A finished run is never run again. Rows of all runs are in OUT/runs.csv.
@@ -38,7 +39,8 @@ class SweepMemory(Launcher):
     retry: bool = False  # run again what failed
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        WatchConfig.__post_init__(self)
+        Launcher.__post_init__(self)
         if self.ensemble < 0:
             raise ConfigError(f"ensemble is {self.ensemble}; it must not be negative.")
 
@@ -101,6 +103,7 @@ def run_sweep_memory(config: SweepMemory) -> None:
             config.out,
             config,
             ensemble=config.ensemble,
+            watch=config.watch(),
             retry=config.retry,
             on_change=board.show,
         )

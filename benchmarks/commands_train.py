@@ -60,10 +60,7 @@ def run_train_memory(config: TrainMemory) -> None:
     settings = MemoryConfig(
         **{field.name: getattr(config, field.name) for field in fields(MemoryConfig)}
     )
-    watch = WatchConfig(
-        **{field.name: getattr(config, field.name) for field in fields(WatchConfig)}
-    )
-    run = MemoryRun(settings, config.out, watch)
+    run = MemoryRun(settings, config.out, config.watch())
     if not run.team.first:
         pass  # one process speaks
     elif run.finished:

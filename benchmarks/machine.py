@@ -1,11 +1,11 @@
 """Which machine a figure was measured on."""
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 from itl_env.episode import package_versions
+from itl_train.sweep import usable_cores
 
 
 def cpu_name() -> str:
@@ -21,10 +21,9 @@ def cpu_name() -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, usable cores, system, Python and package versions."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_name(),
-        "cores": cores,
+        "cores": usable_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         **package_versions(),

@@ -47,9 +47,9 @@ def quickstart_seeds(
         rows.append(_row(seed, results))
     study = {"preset": config.preset, "machine": results["machine"], "seeds": rows}
     write_text(config.out / "seeds.json", json.dumps(study, indent=1) + "\n")
-    table = _table(study)
-    write_text(config.out / "seeds.md", table)
-    say(table)
+    text = table(study)
+    write_text(config.out / "seeds.md", text)
+    say(text)
     return study
 
 
@@ -63,7 +63,8 @@ def _row(seed: int, results: dict[str, Any]) -> dict[str, Any]:
     return {"seed": seed, "seconds": results["seconds"]["in all"], "recalls": recalls}
 
 
-def _table(study: dict[str, Any]) -> str:
+def table(study: dict[str, Any]) -> str:
+    """`seeds.md`: a line for each seed."""
     columns = list(study["seeds"][0]["recalls"])
     lines = [
         f"| seed | {' | '.join(columns)} | seconds |",

@@ -114,13 +114,15 @@ def speedrun(config: SpeedrunConfig, show: Callable[[str], None] = print) -> dic
     # Timed runs have the machine to themselves; counted ones may share it.
     launchers = {"fast": replace(config, workers=1, threads=_all_cores()), "published": config}
     for recipe, launcher in launchers.items():
+        cells = [
+            cell(goal, recipe, seed, preset, config.device)
+            for goal in preset.goals
+            for seed in range(preset.n_seeds)
+        ]
         if config.only in ("both", recipe):
-            cells = [
-                cell(goal, recipe, seed, preset, config.device)
-                for goal in preset.goals
-                for seed in range(preset.n_seeds)
-            ]
             study.run(cells, launcher)
+        else:
+            study.take_in(cells)
     rows = list(study.rows.values())
     results = [summary(goal, rows, preset.n_seeds) for goal in preset.goals]
     sizes = {"n_seeds": preset.n_seeds, "target": preset.target}
@@ -293,11 +295,11 @@ ratio's spread is that of the fast runs and of the rounds in which the padded lo
 the published recipe did not reach the recall, its steps are those at which it was given up, and
 the ratio is a lower bound; there is none where a fast run did not get there. The step at which to
 give up was chosen once the fast recipe had been timed, so that the bound could be ten or more.
-The fast recipe's schedule has a length for each goal, found on other seeds; the published recipe's
-is always {RECIPES["published"]["n_steps"]:,} steps long. Both train models of one shape, whose
-positions turn at a rotary base of {RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with
-seed 100 when the published recipe's steps on compact calls were known, and
-{SHAPE["rope_theta"]:,g} in the published one.
+The fast recipe's schedule has a length for each goal, found on other seeds unless a note below says
+otherwise; the published recipe's is always {RECIPES["published"]["n_steps"]:,} steps long. Both
+train models of one shape, whose positions turn at a rotary base of
+{RECIPES["fast"]["rope_theta"]:g} in the fast recipe, chosen with seed 100 when the published
+recipe's steps on compact calls were known, and {SHAPE["rope_theta"]:,g} in the published one.
 In-weight goals ask about the people trained on, in-tool goals about people never trained on: every
 fact where there are at most {SHAPE["n_evaluate"]:,}, else one of each person. The first evaluation
 that shows the recall ends the run.

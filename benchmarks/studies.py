@@ -19,7 +19,19 @@ from itl_env.files import write_text
 from itl_train.memory_config import RECIPES
 from itl_train.rows import RUNS, read_rows, write_rows
 from itl_train.runs import claim
-from itl_train.sweep import CELLS, Cell, Launcher, Row, State, Work, for_device, sweep
+from itl_train.sweep import (
+    CELLS,
+    Cell,
+    Launcher,
+    Row,
+    State,
+    Work,
+    for_device,
+    one_process,
+    read_row,
+    state,
+    sweep,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -87,6 +99,7 @@ class Study(Generic[Group]):
         self.name = name
         self.work = work
         self.config = config
+        one_process(config)
         for_device(config, config.device)  # which raises before anything is written
         claim(config.out, f"itl bench run {name}")
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
@@ -108,7 +121,7 @@ class Study(Generic[Group]):
         """
         config = self.config
         self._here |= dict.fromkeys(c.name for c in cells if c.name not in self._known)
-        write_text(config.out / CELLS, json.dumps(list(self._here), indent=1) + "\n")
+        self._list_cells()
 
         def show(states: Mapping[str, State]) -> None:
             self._states |= states
@@ -133,6 +146,21 @@ class Study(Generic[Group]):
                 f"{config.out}. With --retry, the same command runs them again."
             )
         return rows
+
+    def take_in(self, cells: Sequence[Cell]) -> None:
+        """The rows of those cells that are done, without running the others."""
+        begun = [cell.name for cell in cells if (self.config.out / cell.name).is_dir()]
+        self._here |= dict.fromkeys(begun)
+        self._list_cells()
+        own = {name: read_row(self.config.out / name) for name in begun if self._done(name)}
+        there = self._known | own
+        self.keep([there[cell.name] for cell in cells if cell.name in there])
+
+    def _list_cells(self) -> None:
+        write_text(self.config.out / CELLS, json.dumps(list(self._here), indent=1) + "\n")
+
+    def _done(self, name: str) -> bool:
+        return state(self.config.out / name) == "done"
 
     def keep(self, rows: Sequence[Row]) -> None:
         """Add the rows to those of the study, and write them all."""

@@ -134,7 +134,8 @@ def finish(
     """
     config = study.config
     rows = study.rows.values()
-    timed = [row["seconds"] for row in rows if "seconds" in row]
+    timed_rows = [row for row in rows if "seconds" in row]
+    timed = [row["seconds"] for row in timed_rows]
     others = f" (without {len(rows) - len(timed)} of them)" if len(timed) < len(rows) else ""
     # A row leaves out what is None.
     shared = {key: v for key, v in model.items() if all(row.get(key) == v for row in rows)}
@@ -149,10 +150,13 @@ def finish(
         **result,
     }
     on = whole["machine"]
+    processors = sorted({row.get("cpu", "processors that were not recorded") for row in timed_rows})
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
+    where = " and ".join(processors) or "no processor"
     text = (
-        f"{report}\n{whole['runs']:,} runs in {_duration(sum(timed))}{others}. All models: "
-        f"{settings}. Reported on: {on['cpu']}, {on['cores']} cores, torch {on['torch']}.\n\n"
+        f"{report}\n{whole['runs']:,} runs in {_duration(sum(timed))}{others} on {where}. All "
+        f"models: {settings}. The report was made on: {on['cpu']}, {on['cores']} cores, torch "
+        f"{on['torch']}.\n\n"
         f"`itl bench run {study.name} {config.flags}`\n"
     )
     write_text(config.out / "study.json", json.dumps(whole, indent=1) + "\n")

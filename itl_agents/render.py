@@ -4,10 +4,10 @@ NanoLlama's marks make it::
 
     <|user|>question<|assistant|>call<|database|>reply<|assistant|>statement<|eod|>
 
-and a pretrained model's chat template whatever that model is used to (`itl_agents.chat_template`).
-What the model must write is trained: its own text and what ends its turn, such as the `<|database|>`
-after a call (the model decides to hand over) and the `<|eod|>` after its answer. The user's text,
-the reply, and what the environment puts around them are not.
+and the chat template of a pretrained model what that model is used to (`itl_agents.chat_template`).
+What the model must write is trained: its own text and what ends its turn, such as `<|database|>`
+after a call (the model decides to hand over) and `<|eod|>` after its answer. The user's text, the
+reply, and what the environment puts around them are not.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ class DialogueTokenizer(Protocol):
         ...
 
     def encode_turn(self, text: str, calls: bool) -> list[int]:
-        """Ids of an assistant's turn without its head and end; `calls` if the tool replies to it."""
+        """Ids of an assistant's turn without its head and end; `calls` if the tool will reply."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -22,6 +22,10 @@ from itl_env import streams
 from itl_env.errors import ConfigError
 
 
+class NoDialoguesError(ValueError):
+    """There is not a single dialogue."""
+
+
 class Batch(NamedTuple):
     """One step's data.
 
@@ -73,7 +77,7 @@ class Dialogues:
 
     @classmethod
     def of(cls, every: Iterable[Rendered]) -> "Dialogues":
-        """What was rendered, end to end; raises ValueError if it is nothing."""
+        """What was rendered, end to end; raises NoDialoguesError if it is nothing."""
         ids: list[bytes] = []
         labels: list[bytes] = []
         lengths: list[int] = []
@@ -84,7 +88,7 @@ class Dialogues:
             labels.append(struct.pack(f"{n}i", *rendered.labels))
             lengths.append(n)
         if not ids:
-            raise ValueError("There are no episodes to train on.")
+            raise NoDialoguesError("There are no dialogues to train on.")
         return cls(
             torch.frombuffer(bytearray(b"".join(ids)), dtype=torch.int32),
             torch.from_numpy(np.frombuffer(b"".join(labels), dtype=np.int32) != IGNORED),

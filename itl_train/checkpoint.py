@@ -109,11 +109,19 @@ def check_whole(path: Path) -> None:
         )
 
 
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, which must not look like a whole one if this is cut short."""
+    hidden = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.replace(hidden)
+    shutil.rmtree(hidden)
+
+
 def keep_last(folder: Path, n: int) -> None:
     """Remove all but the last n checkpoints, and what an interrupted write left."""
     found = checkpoints(folder)
     for old in found[: max(0, len(found) - n)]:
-        shutil.rmtree(old)
+        _remove(old)
     for partial in folder.glob(".*.partial"):
         shutil.rmtree(partial)
 
@@ -160,7 +168,7 @@ def newest(
     """
     whole, found = newest_whole(folder, warn), checkpoints(folder)
     for path in found[found.index(whole) + 1 if whole is not None else 0 :]:
-        shutil.rmtree(path)
+        _remove(path)
     return None if whole is None else load(whole)
 
 

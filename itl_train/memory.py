@@ -47,7 +47,7 @@ from itl_train.step import check_compiler, compiled, learning_rates, make_optimi
 from itl_train.team import Team, check_device
 from itl_train.threads import threads
 from itl_train.watch import Watch, check_trackers
-from itl_train.watch_config import WatchConfig
+from itl_train.watch_config import UNWATCHED, WatchConfig
 
 __all__ = [
     "MemoryConfig",
@@ -58,7 +58,6 @@ __all__ = [
 ]
 
 
-UNWATCHED = WatchConfig()
 OnMetrics = Callable[[dict[str, Any]], None]
 
 

@@ -70,6 +70,7 @@ class MemoryConfig:
     d_model: int = 64  # width of the residual stream
     n_layers: int = 3  # attention and feed-forward blocks
     n_heads: int = 4  # attention heads
+    n_kv_heads: int | None = None  # heads of keys and values, which queries share; None for n_heads
     d_hidden: int | None = 64  # width of the feed-forward; None for 4 d_model
     rope_theta: float = 10_000.0  # base of the rotary frequencies
     max_length: int = 512  # tokens the model can see
@@ -89,7 +90,7 @@ class MemoryConfig:
     pad_to: int = 0  # tokens of a row, at least; 0 groups dialogues by length, and pads little
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix products
     compile: bool = False
-    """torch.compile the model: faster steps after some ten seconds; needs a C++ compiler"""
+    """torch.compile the model: faster steps, once that is done; needs a C++ compiler"""
     n_steps: int = 2_000  # optimizer steps
     schedule: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
     horizon: int = 0  # steps until it is 0, if not n_steps: for the beginning of a longer schedule
@@ -151,6 +152,7 @@ class MemoryConfig:
             d_model=self.d_model,
             n_layers=self.n_layers,
             n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
             d_hidden=self.d_hidden,
             vocabulary_size=vocabulary_size,
             tied_embeddings=self.tied_embeddings,
@@ -194,3 +196,5 @@ def _check_types(config: MemoryConfig) -> None:
         if not fits or (isinstance(value, bool) and bool not in kinds):
             names = " or ".join(each.__name__.replace("NoneType", "null") for each in kinds)
             raise ConfigError(f"{name} is {value!r}; it must be of type {names}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} is {value}; it must be finite.")

@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,12 @@ from itl_train.sweep import (
     digest,
     for_device,
     grid,
+    one_process,
     read_row,
     state,
     sweep,
 )
+from itl_train.watch_config import UNWATCHED, WatchConfig
 
 MAKER = "itl sweep memory"
 ENSEMBLE = "ensemble-of-"  # with which the names of their folders begin
@@ -80,6 +83,7 @@ def sweep_memory(
     launcher: Launcher,
     *,
     ensemble: int = 0,
+    watch: WatchConfig = UNWATCHED,
     retry: bool = False,
     on_change: Callable[[Mapping[str, State]], None] = lambda states: None,
 ) -> list[Row]:
@@ -89,13 +93,19 @@ def sweep_memory(
     them those of other grids that were run in the folder.
 
     cells: of `memory_cells`. ensemble: runs of one shape that train as one model; 1 for none, 0 for
-        as many as are fastest. retry, on_change: see `sweep`.
+        as many as are fastest. watch: how runs are watched, which then train alone. retry,
+        on_change: see `sweep`.
 
     A run of the same settings that is in the folder already, of another grid say, is not run again,
     whatever its name. Where a member of an ensemble fails, say by a learning rate that is too high,
     all its members are run alone, so that only that one fails. Raises ConfigError if a database
     does not fit or the folder holds something else, and what `sweep` raises.
     """
+    one_process(launcher)
+    if watch != UNWATCHED:
+        if ensemble > 1:
+            raise ConfigError("Runs that are watched train alone; leave ensemble at 0 or 1.")
+        ensemble = 1
     there = names_there(out) if claimed(out, MAKER) else {}
     cells = [Cell(there.get(_identity(cell.settings), cell.name), cell.settings) for cell in cells]
     done = finished_members(out)
@@ -117,7 +127,8 @@ def sweep_memory(
         def tell(states: Mapping[str, State], before: Mapping[str, State] = before) -> None:
             on_change({**before, **states})
 
-        sweep(left, train_memory_cell, out, launcher, retry=retry, on_change=tell)
+        work = partial(train_memory_cell, watch=watch)
+        sweep(left, work, out, launcher, retry=retry, on_change=tell)
         failed = [cell.name for cell in left if _failed(out, cell)]
         if not failed:
             return _write_table(cells, out)
@@ -201,13 +212,27 @@ def _ensembles(out: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def check_worlds(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if a database is not there, or holds too few people for its runs."""
-    from itl_train.memory import Tasks
+    """Raise ConfigError if a run could not begin.
 
-    asked = ("database", "table", "key", "n_people", "n_unseen")
+    That is: if its database is not there or holds too few people, its tokenizer or a source cannot
+    be read, a dialogue is longer than its model, or there is no compiler where it wants one.
+    """
+    from itl_train.memory import Tasks
+    from itl_train.sources import open_plan
+    from itl_train.step import check_compiler
+
     configs = [MemoryConfig(**cell.settings) for cell in cells]
+    for config in configs:
+        check_compiler(config)
+    # Dialogues are rendered to see that they fit: once for all runs that train on the same.
+    asked = (
+        "database", "table", "key", "mode", "style", "n_people", "n_unseen", "tokenizer",
+        "max_length", "sources", "batch_size",
+    )  # fmt: skip
     for config in {tuple(getattr(each, name) for name in asked): each for each in configs}.values():
-        Tasks.open(config).seen.database.close()
+        tasks = Tasks.open(config)
+        open_plan(config, tasks.seen_in, tasks.tokenizer(), device="cpu")
+        tasks.seen.database.close()
 
 
 def check_begun(cells: Sequence[Cell], out: Path) -> None:
@@ -298,7 +323,9 @@ def finished_members(out: Path) -> dict[str, Row]:
     return {row["cell"]: row for ensemble in done for row in ensemble["rows"]}
 
 
-def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+def train_memory_cell(
+    settings: Mapping[str, Any], folder: Path, watch: WatchConfig = UNWATCHED
+) -> Row:
     """Train one run; its row is its settings, defaults included, and its last evaluation.
 
     An ensemble's settings are its `members`, and its row holds their `rows`, which say in which
@@ -308,7 +335,7 @@ def train_memory_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     from itl_train.memory import MemoryRun
 
     if "members" not in settings:
-        run = MemoryRun(MemoryConfig(**settings), folder)
+        run = MemoryRun(MemoryConfig(**settings), folder, watch)
         last = run.train()
         return {**columns(_resolved(settings)), "parameters": run.model.config.n_parameters, **last}
     members = settings["members"]

@@ -22,7 +22,7 @@ from itl_env.dialogue import Message, Role
 from itl_env.errors import ConfigError
 from itl_env.export import biography
 from itl_env.recall import Mode, RecallTask
-from itl_train.batches import BatchPlan, Dialogues
+from itl_train.batches import BatchPlan, Dialogues, NoDialoguesError
 from itl_train.memory_config import MemoryConfig
 
 ROLES = get_args(Role)
@@ -99,7 +99,7 @@ def read_sources(
         rendered = _rendered(source.kind, task_in, tokenizer, max_length)
         try:
             dialogues = Dialogues.of(rendered)
-        except ValueError:
+        except NoDialoguesError:
             raise ConfigError(f"The source {source.kind} holds nothing to train on.") from None
         longest = int(dialogues.lengths.max())
         if longest > max_length:

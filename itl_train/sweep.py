@@ -35,6 +35,13 @@ CELLS = "cells.json"  # the names of a folder's cells, for whoever asks how they
 POLL_S = 0.5
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run: its name, which is also that of its folder, and its settings."""
@@ -49,7 +56,7 @@ class Launcher:
 
     launcher: Literal["local", "slurm", "here"] = "local"  # where runs are executed
     """local: processes of this machine; slurm: its jobs; here: this process, one by one."""
-    workers: int = 0  # jobs at a time; 0 for as many as there are cores (on Slurm: any number)
+    workers: int = 0  # jobs at a time; 0 for as many as the cores allow (on Slurm: any number)
     threads: int = 1  # CPU threads of a job
     gpus: int = 0  # GPUs of a job
     partition: str = ""  # of Slurm; the default one if empty
@@ -65,7 +72,7 @@ class Launcher:
             return self.workers
         if self.gpus:
             return min(self.workers or sys.maxsize, max(1, len(_gpus_here()) // self.gpus))
-        return self.workers or len(os.sched_getaffinity(0))
+        return self.workers or max(1, usable_cores() // self.threads)
 
     def __post_init__(self) -> None:
         for name in ("threads", "minutes", "memory_gb"):
@@ -74,6 +81,12 @@ class Launcher:
         for name in ("workers", "gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+
+
+def one_process(launcher: Launcher) -> None:
+    """Raise ConfigError for more GPUs than the single process of a job can use."""
+    if launcher.gpus > 1:
+        raise ConfigError(f"gpus is {launcher.gpus}, but each run trains on one; leave it at 1.")
 
 
 def for_device(launcher: Launcher, device: str) -> Launcher:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from itl_agents.agent import Conversation
+from itl_agents.nanollama.bpe import NanoTokenizer
 from itl_agents.nanollama.generate import Generated, TurnMemory, generate
 from itl_agents.nanollama.model import NanoLlama
-from itl_agents.nanollama.bpe import NanoTokenizer
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import render_prompt
 from itl_env.episode import Completion

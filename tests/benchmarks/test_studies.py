@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import linregress
 
-from benchmarks import bounds, capacity, compressibility, generalisation, studies
+from benchmarks import bounds, capacity, compressibility, generalisation, studies, study_plots
 from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
 from benchmarks.studies import WIDTHS, RecipeConfig, Study, StudyConfig, smallest
 from benchmarks.study_plots import generalisation_figure
@@ -181,6 +182,78 @@ def test_seeds_that_recall_the_same_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_bounds_stand_beside_the_published_ones_and_the_theory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(study_plots, "save", lambda figure, path: figures.append(figure))
+    minima = [
+        {"mode": mode, "facts": facts, "parameters": p, "failed": None}
+        for mode, facts, p in (
+            ("in-weight", 128, 10_000), ("in-weight", 256, 20_000), ("in-tool", 256, 15_000)
+        )
+    ]  # fmt: skip
+    study_plots.bounds_figure(minima, {"slope": 2.0, "intercept": 5.0}, tmp_path / "bounds.png")
+    (axes,) = figures[0].axes
+    lines = {
+        label.partition(", here")[0]: getattr(drawn, "lines", [drawn])[0].get_xydata()
+        for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    assert lines["in-weight"].tolist() == [[128, 10_000], [256, 20_000]]
+    assert lines["in-tool"].tolist() == [[256, 15_000]]
+    published = {n: p for n, p in BOUNDS_IN_WEIGHT.items() if p is not None}
+    assert lines["in-weight, published"].tolist() == [[4 * n, p] for n, p in published.items()]
+    for bits in (2.0, 3.6):
+        (name,) = [name for name in lines if f"at {bits:g} bits" in name]
+        for facts, p in lines[name]:
+            assert p == pytest.approx(
+                parameters_needed(1_000, 31.25, bits) * facts / 4_000, rel=0.01
+            )
+    (fit,) = [name for name in lines if name.startswith("fit")]
+    assert all(p == pytest.approx(2 * facts + 5) for facts, p in lines[fit])
+
+
+@pytest.mark.parametrize("match", ["steps", "exposures"])
+def test_models_are_matched_by_steps_or_by_exposures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: Literal["steps", "exposures"]
+) -> None:
+    asked: list[Cell] = []
+
+    def only_ask(study: Study[None], cells: Sequence[Cell]) -> list[Row]:
+        asked.extend(cells)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "run", only_ask)
+    with pytest.raises(KeyboardInterrupt):
+        generalisation.generalisation(
+            generalisation.GeneralisationConfig(out=tmp_path, match=match)
+        )
+    steps = [
+        (cell.settings["model"]["n_steps"], cell.settings["world"]["n_people"]) for cell in asked
+    ]
+    seen = {(n_steps, n_steps / n_people) for n_steps, n_people in steps}
+    assert len({pair[match == "exposures"] for pair in seen}) == 1
+    assert len({pair[match == "steps"] for pair in seen}) == 5
+
+
+def test_bounds_of_few_people_take_enough_steps_to_learn_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: dict[int, int] = {}
+
+    def only_ask(study: Study[Any], widths: Any, cells: Any) -> dict[Any, None]:
+        for group, own in widths.items():
+            steps[group.n_people] = cells(group, own[0])[0].settings["model"]["n_steps"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "search", only_ask)
+    with pytest.raises(KeyboardInterrupt):
+        bounds.bounds(bounds.BoundsConfig(out=tmp_path, preset="paper"))
+    sizes = bounds.PRESETS["paper"]
+    assert steps[2] == sizes.fewest_steps
+    assert steps[256] == sizes.exposures * 256 * 4 // 32
+
+
 def test_all_bits_must_find_room() -> None:
     assert parameters_needed(100, 31.25, 2.0) == 1_563
     for n_people, published in BOUNDS_IN_WEIGHT.items():
@@ -311,9 +384,9 @@ def test_reports_in_the_repository_follow_from_the_rows_beside_them(
     ours, rows = (pd.read_csv(folder / "runs.csv") for folder in (tmp_path, there))
     assert set(ours["cell"]) == set(rows["cell"]), "no row is there that the report leaves out"
     for text in (tmp_path / "report.md", there / "report.md"):
-        assert "Reported on: " in text.read_text()
+        assert "The report was made on: " in text.read_text()
     here, kept = (
-        re.sub("Reported on: .*", "", (folder / "report.md").read_text())
+        re.sub("The report was made on: .*", "", (folder / "report.md").read_text())
         for folder in (tmp_path, there)
     )
     assert here == kept

@@ -91,6 +91,9 @@ def test_a_speedrun_times_one_recipe_and_counts_the_others_steps(run, tmp_path: 
     assert (weights.stat().st_ino, weights.stat().st_mtime_ns) != before
     (counted,) = out.glob("published-in-weight-*")
     assert (counted / "row.json").exists()
+    report = json.loads((out / "study.json").read_text())["goals"][0]
+    assert report["published_steps"] == memory["published_steps"], "what is left out stays known"
+    assert json.loads((out / "cells.json").read_text()).count(counted.name) == 1
 
 
 @pytest.mark.parametrize(

@@ -97,5 +97,5 @@ def test_a_step_needs_no_steps_before_it(episodes) -> None:
 
 
 def test_nothing_to_train_on_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no episodes"):
+    with pytest.raises(ValueError, match="no dialogues"):
         rendered([])

@@ -15,7 +15,7 @@ from itl_agents.nanollama import NanoLlama, load_model
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError, ITLError
 from itl_train.checkpoint import checkpoints
-from itl_train.ensemble import EnsembleRun, fastest_size
+from itl_train.ensemble import EnsembleRun, fastest_size, may_join
 from itl_train.memory import MemoryRun
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
@@ -24,7 +24,15 @@ pytestmark = pytest.mark.xdist_group("ensemble")  # so that what tests share is 
 
 
 @pytest.fixture(scope="module")
-def configs(world: str) -> list[MemoryConfig]:
+def other_world(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of other people."""
+    path = tmp_path_factory.mktemp("world") / "others.db"
+    FactDatabase.create(f"sqlite:///{path}", people(40, seed=99)).close()
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture(scope="module")
+def configs(world: str, other_world: str) -> list[MemoryConfig]:
     first = MemoryConfig(
         database=world, mode="in-weight", n_people=4, n_unseen=8, d_model=32, n_layers=2,
         n_heads=2, d_hidden=32, batch_size=16, n_steps=120, log_every=20, checkpoint_every=30,
@@ -32,7 +40,7 @@ def configs(world: str) -> list[MemoryConfig]:
     )  # fmt: skip
     return [
         first,
-        dataclasses.replace(first, seed=1, lr=6e-3),
+        dataclasses.replace(first, seed=1, lr=6e-3, database=other_world),
         dataclasses.replace(first, seed=2, n_steps=3),
     ]
 
@@ -208,6 +216,14 @@ def test_the_size_of_ensembles_is_one_that_was_measured_to_be_fast() -> None:
             database="", mode="in-weight", n_heads=2, batch_size=batch_size, d_model=d
         )
         assert gains[fastest_size(config)] > 0.85 * max(gains.values()), (batch_size, d)
+        longer = dataclasses.replace(config, mode="in-tool", style="fenced")
+        assert fastest_size(longer) <= fastest_size(config)
+
+
+def test_runs_of_other_lengths_do_not_wait_for_one_another(world: str) -> None:
+    config = MemoryConfig(database=world, n_steps=100)
+    assert may_join(config) == may_join(dataclasses.replace(config, seed=1, lr=1e-3))
+    assert may_join(config) != may_join(dataclasses.replace(config, n_steps=100_000))
 
 
 def test_an_ensemble_notices_a_database_that_changed(

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from itl_agents.nanollama import ByteTokenizer, load_model
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError, DatabaseError, ITLError
+from itl_train import checkpoint
 from itl_train.batches import BatchPlan
 from itl_train.checkpoint import checkpoints
 from itl_train.memory import MemoryConfig, MemoryRun, Tasks, train_memory
@@ -88,8 +89,11 @@ def test_a_run_folder_tells_what_ran(world: str, tmp_path: Path) -> None:
         assert torch.allclose(load_model(kept[-1])(ids), llama(ids).logits, atol=1e-5)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_bits(world: str, tmp_path: Path) -> None:
-    config = tiny(world)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    world: str, tmp_path: Path, dtype: str
+) -> None:
+    config = tiny(world, dtype=dtype)
     train_memory(config, tmp_path / "whole")
 
     def interrupt(row: dict) -> None:
@@ -278,6 +282,28 @@ def test_a_whole_checkpoint_that_cannot_be_read_now_is_kept(
         with pytest.raises(ITLError, match=r"Cannot read .*training.pt: out of memory"):
             MemoryRun(config, tmp_path)
     assert MemoryRun(config, tmp_path).step == config.n_steps
+
+
+def test_a_kill_while_a_broken_checkpoint_is_cleared_away_costs_nothing(
+    world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(world, n_steps=20, checkpoint_every=10)
+    train_memory(config, tmp_path)
+    (last,) = (tmp_path / "checkpoints").glob("step-0000020")
+    (last / "model.safetensors").write_bytes(b"")
+
+    def kill(folder: Path, *_: object, **__: object) -> None:
+        if folder.exists():
+            (folder / "digests.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", kill)
+        with pytest.warns(UserWarning, match="broken"), pytest.raises(KeyboardInterrupt):
+            MemoryRun(config, tmp_path)
+    run = MemoryRun(config, tmp_path)  # which would fail, took it the rest for a whole one
+    assert run.step == 10
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0000010"]
 
 
 def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:

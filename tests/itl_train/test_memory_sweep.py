@@ -10,8 +10,10 @@ import pytest
 from itl_env.errors import ConfigError, ITLError
 from itl_train.ensemble import EnsembleRun
 from itl_train.memory_sweep import memory_cells, sweep_memory
+from itl_train.run_folder import RunFolder
 from itl_train.runs import load_runs
 from itl_train.sweep import Launcher
+from itl_train.watch_config import WatchConfig
 
 
 def test_a_contradiction_is_found_before_anything_runs() -> None:
@@ -62,6 +64,39 @@ def test_a_device_that_is_not_here_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match="Cannot train on device 'tpu'"):
         sweep_memory(cells, tmp_path / "sweep", Launcher())
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "why"),
+    [
+        ("max_length", 32, "max_length is 32, shorter than the longest dialogue"),
+        ("sources", ["nofile.jsonl"], "no source 'nofile.jsonl'"),
+        ("tokenizer", "nofile.json", "no tokenizer at nofile.json"),
+    ],
+)
+def test_data_that_do_not_fit_are_found_before_anything_is_written(
+    world: str, tmp_path: Path, setting: str, value: object, why: str
+) -> None:
+    cells = memory_cells({"seed": [0, 1], setting: [value]}, small(world))
+    with pytest.raises(ConfigError, match=why):
+        sweep_memory(cells, tmp_path / "sweep", Launcher("here"))
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_run_has_one_gpu(world: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="gpus is 2, but each run trains on one"):
+        sweep_memory(memory_cells({"seed": [0]}, small(world)), tmp_path, Launcher(gpus=2))
+
+
+def test_watched_runs_train_alone_and_are_looked_into(world: str, tmp_path: Path) -> None:
+    cells = memory_cells({"seed": [0, 1]}, small(world, n_steps=4))
+    watch = WatchConfig(probe_every=2)
+    with pytest.raises(ConfigError, match="train alone"):
+        sweep_memory(cells, tmp_path, Launcher("here"), ensemble=2, watch=watch)
+    sweep_memory(cells, tmp_path, Launcher("here"), watch=watch)
+    for seed in (0, 1):
+        rows = RunFolder(tmp_path / f"seed={seed}").rows()
+        assert [row["step"] for row in rows if "activation_rms" in row] == [2, 4]
 
 
 def test_a_finished_sweep_is_read_without_its_database(world: str, tmp_path: Path) -> None:

@@ -196,6 +196,12 @@ def test_runs_on_gpus_have_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
     assert for_device(Launcher(), "cuda:1") == Launcher(), "all share the one that is named"
 
 
+def test_jobs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "usable_cores", lambda: 8)
+    assert [Launcher(threads=n).at_a_time for n in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert Launcher(threads=2, workers=8).at_a_time == 8
+
+
 def test_jobs_have_only_gpus_that_the_sweep_may_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,12 +27,16 @@ ACCELERATE = (
 
 
 def train(
-    world: str, out: Path, n_processes: int = 1, by: Sequence[str] = TORCHRUN
+    world: str,
+    out: Path,
+    n_processes: int = 1,
+    by: Sequence[str] = TORCHRUN,
+    settings: str = SETTINGS,
 ) -> subprocess.CompletedProcess[str]:
     launch = [sys.executable]
     if n_processes > 1:
         launch += [*by, str(n_processes)]
-    command = ["-m", "benchmarks.cli", "train", "memory", *SETTINGS.split()]
+    command = ["-m", "benchmarks.cli", "train", "memory", *settings.split()]
     command += ["--database", world, "--out", str(out)]
     return subprocess.run([*launch, *command], capture_output=True, text=True, timeout=120)
 
@@ -58,6 +62,19 @@ def test_two_processes_take_the_steps_of_one(world: str, tmp_path: Path) -> None
     again = train(world, two, 2, TORCHRUN)
     assert again.returncode == 0, again.stderr
     assert "is finished" in again.stdout
+
+
+def test_processes_stop_together_once_the_facts_are_known(world: str, tmp_path: Path) -> None:
+    """Only the first one asks; were the other not told, it would wait for ever."""
+    done = train(
+        world, tmp_path, 2,
+        settings="--mode in-weight --n-people 2 --n-unseen 0 --d-model 32 --n-layers 1 --n-heads 2 "
+        "--batch-size 8 --n-steps 2000 --evaluate-every 25 --stop-at 0.5 --n-threads 1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["recall_seen"] >= 0.5
+    assert rows[-1]["step"] < 2000
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(world: str, tmp_path: Path) -> None:

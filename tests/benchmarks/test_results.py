@@ -1,0 +1,78 @@
+"""The committed tables follow from the figures beside them, and the README from both."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import ensembles, quickstart, quickstart_seeds, scaling, throughput
+from benchmarks.studies import RESULTS
+
+README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def figures(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "report"),
+    [
+        ("throughput/throughput.json", "throughput.md", throughput.report),
+        ("ensembles/ensembles.json", "ensembles.md", ensembles.report),
+        ("ensembles-one-thread/ensembles.json", "ensembles.md", ensembles.report),
+        ("scaling/scaling.json", "scaling.md", scaling.report),
+        ("quickstart/results.json", "report.md", quickstart.report),
+        ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
+    ],
+)
+def test_a_table_follows_from_its_figures(
+    name: str, table: str, report: Callable[[dict[str, Any]], str]
+) -> None:
+    assert report(figures(name)) == (RESULTS / name).with_name(table).read_text()
+
+
+def two_digits(value: float) -> str:
+    return f"{value:#.2g}".rstrip(".")
+
+
+def test_the_ratios_of_the_readme_are_those_that_were_measured() -> None:
+    rows = figures("throughput/throughput.json")["comparisons"]
+
+    def ratio(what: str, against: str) -> str:
+        (found,) = [r for r in rows if r["what"].startswith(what) and against in r["against"]]
+        return two_digits(found["ratio"])
+
+    expected = [
+        ratio("NanoLlama, AdamW, in-weight", "padded"),
+        ratio("NanoLlama, bfloat16, compiled, in-weight", "padded"),
+        *(
+            f"{ratio(f'NanoLlama, AdamW, in-tool {style}', 'padded')}; "
+            f"{ratio(f'NanoLlama, bfloat16, compiled, in-tool {style}', 'padded')}"
+            for style in ("compact", "fenced")
+        ),
+        *(
+            ratio(f"NanoLlamaAgent, {mode}, 1,024 lanes", against)
+            for mode in ("in-tool compact", "in-weight")
+            for against in ("generate", "plain loop")
+        ),
+        ratio("FactDatabase.lookup", "unique name"),
+        ratio("RecallTask.advance", ""),
+        ratio("FactRecallVectorEnv", ""),
+        ratio("FactRecallEnv", ""),
+    ]
+    (table,) = re.findall(r"\| library \| instead \| ratio \|\n\|[-|:]+\|\n((?:\|.*\n)+)", README)
+    assert [line.split("|")[-2].strip() for line in table.splitlines()] == expected
+
+
+def test_the_readme_says_how_the_quickstart_went() -> None:
+    seeds = figures("quickstart-seeds/seeds.json")["seeds"]
+    recalls = [100 * row["recalls"]["in-tool, never seen"]["recall"] for row in seeds]
+    seconds = [row["seconds"] for row in seeds]
+    text = " ".join(README.split())
+    assert f"{min(recalls):.1f}% to {max(recalls):.1f}%" in text
+    assert f"took {min(seconds):.0f} to {max(seconds):.0f} s on two cores" in text
