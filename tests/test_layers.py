@@ -16,7 +16,7 @@ RESERVED = {
     "torch": {"itl_agents", "itl_train", "benchmarks"},
     "transformers": {"itl_agents", "itl_train", "benchmarks"},
     "accelerate": {"itl_train", "benchmarks"},
-    "peft": {"itl_train", "benchmarks"},
+    "peft": {"itl_agents", "itl_train", "benchmarks"},
     "trl": {"itl_train", "benchmarks"},
 }
 # The world's export writes Hugging Face datasets, when asked to.

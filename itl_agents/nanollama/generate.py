@@ -4,13 +4,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from itl_agents.nanollama.cache import KVCache
 from itl_agents.nanollama.model import NanoLlama
-from itl_env import streams
+from itl_agents.sampling import Gumbel
 
 ROOM = 32
 """Tokens by which a cache grows."""
@@ -112,7 +111,7 @@ def generate(
         rows = order[start : start + n_rows]
         noise = None
         if temperature > 0 and seeds is not None:
-            noise = _Gumbel([seeds[row] for row in rows], model.config.vocabulary_size)
+            noise = Gumbel([seeds[row] for row in rows], model.config.vocabulary_size)
         new = _generate(
             model,
             [prompts[row] for row in rows],
@@ -134,7 +133,7 @@ def _generate(
     stop_ids: Sequence[int],
     max_new_tokens: int,
     temperature: float,
-    noise: "_Gumbel | None",
+    noise: Gumbel | None,
     memory: TurnMemory | None,
 ) -> list[Generated]:
     """Continue these prompts side by side; see `generate`.
@@ -225,21 +224,3 @@ def _digest(model: NanoLlama) -> bytes:
     for weight in model.parameters():
         found.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return found.digest()
-
-
-class _Gumbel:
-    """Gumbel noise (prompts, vocabulary) for each step, from each prompt's seed alone.
-
-    The argmax of logits plus Gumbel noise is a draw from their softmax.
-    """
-
-    def __init__(self, seeds: Sequence[int], vocabulary_size: int) -> None:
-        self.seeds = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
-        self.places = np.arange(vocabulary_size, dtype=np.uint64)
-
-    def __call__(self, live: Tensor, step: int) -> Tensor:
-        key = streams.key(0, "gumbel", step)
-        mixed = streams.bits(key, self.seeds[live.cpu().numpy()])
-        raw = streams.bits(key, mixed[:, None] + self.places)
-        uniform = ((raw >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-        return torch.from_numpy(-np.log(-np.log(uniform)))

@@ -1,0 +1,168 @@
+"""Pretrained language models: from the hub, a folder, an adapter's folder, or a GGUF file.
+
+A NanoLlama's folder is a Hugging Face model, and is loaded as one.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from itl_env.errors import ConfigError, ITLError
+
+HUB_IDS: Mapping[str, str] = {
+    "smollm-135m": "HuggingFaceTB/SmolLM-135M-Instruct",
+    "smollm-360m": "HuggingFaceTB/SmolLM-360M-Instruct",
+    "smollm-1.7b": "HuggingFaceTB/SmolLM-1.7B-Instruct",
+    "llama-1b": "meta-llama/Llama-3.2-1B-Instruct",
+    "llama-3b": "meta-llama/Llama-3.2-3B-Instruct",
+    "llama-8b": "meta-llama/Llama-3.1-8B-Instruct",
+}
+"""Short names of the models of arXiv 2508.20755, section 6."""
+
+ADAPTER = "adapter_config.json"
+
+
+class Pretrained(NamedTuple):
+    """A model in evaluation mode, its tokenizer, and what it was loaded from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def load_pretrained(
+    source: str | Path, *, dtype: str = "float32", device: str = "cpu"
+) -> Pretrained:
+    """Load a causal language model and its tokenizer.
+
+    source: a name of `HUB_IDS`, a hub id, a model's folder, a GGUF file, or the folder of a PEFT
+        adapter, which is merged into its base.
+    dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises ConfigError if there is no such model, and ITLError if it cannot be had: a licence that
+    must be accepted first, no connection, a file that is damaged.
+    """
+    place = HUB_IDS.get(str(source), str(source))
+    path = Path(place)
+    if (path / ADAPTER).is_file():
+        return _with_adapter(path, dtype, device)
+    tokenizer = load_tokenizer(place)
+    where, options = _where(place)
+    with _told(place):
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **options)
+    _forget_quantization(model)
+    model.name_or_path = place  # as an adapter of it will record it
+    return Pretrained(model.to(device).eval(), tokenizer, place)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; see `load_pretrained`."""
+    place = HUB_IDS.get(str(source), str(source))
+    where, options = _where(place)
+    if (Path(place) / ADAPTER).is_file() and not (Path(place) / "tokenizer_config.json").is_file():
+        return load_tokenizer(base_of(Path(place)))
+    with _told(place):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **options)
+    return tokenizer
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, as its folder names it."""
+    try:
+        settings = json.loads((adapter / ADAPTER).read_text(encoding="utf-8"))
+        return str(settings["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ITLError(
+            f"{adapter / ADAPTER} does not name the adapter's base: {error!r}."
+        ) from None
+
+
+def _where(place: str) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given; raises ConfigError for what cannot be a model."""
+    path = Path(place)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ConfigError(f"{path} is no model; name a folder, a .gguf file or a hub id.")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
+            raise ConfigError(f"{path} holds no model: there is no config.json in it.")
+        return place, {}
+    if place.count("/") != 1 or place.startswith((".", "/", "~")) or place.endswith(".gguf"):
+        raise ConfigError(
+            f"There is no model {place!r}: it is no file or folder here, no OWNER/NAME of the hub, "
+            f"and none of {', '.join(HUB_IDS)}."
+        )
+    return place, {}
+
+
+@contextmanager
+def _told(place: str) -> Iterator[None]:
+    """Say what is wrong with a model, and what to do, where the loaders raise what they like."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        causes = []
+        cause: BaseException | None = error
+        while cause is not None and cause not in causes:
+            causes.append(cause)
+            cause = cause.__cause__ or cause.__context__
+        # By kind, the most telling first: one that is gated is not found, either.
+        for kind, why in (
+            (
+                errors.GatedRepoError,
+                f"its licence must be accepted first, at https://huggingface.co/{place}; then run "
+                "`hf auth login`",
+            ),
+            (errors.RepositoryNotFoundError, "the hub has none of that name, or it is private"),
+            (
+                errors.LocalEntryNotFoundError,
+                "it is not on this machine, and the hub cannot be reached; check the connection, "
+                "or name a folder or a .gguf file",
+            ),
+        ):
+            if any(isinstance(each, kind) for each in causes):
+                raise ITLError(f"Cannot load the model {place}: {why}.") from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ITLError(f"Cannot load the model {place}: {reason.rstrip('.')}.") from error
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF file's weights were expanded when they were read; without its marks they can be saved
+    like any others.
+    """
+    if getattr(model.config, "quantization_config", None) is None:
+        return
+    method = getattr(model.config.quantization_config, "quant_method", "")
+    if str(getattr(method, "value", method)) != "gguf":
+        return
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.quantization_method
+
+
+def _with_adapter(folder: Path, dtype: str, device: str) -> Pretrained:
+    try:
+        from peft import PeftModel
+    except ImportError:
+        raise ConfigError(
+            f"{folder} holds an adapter, which needs the package peft; install itl[large-scale]."
+        ) from None
+    base = load_pretrained(base_of(folder), dtype=dtype, device=device)
+    with _told(str(folder)):
+        adapted = PeftModel.from_pretrained(base.model, str(folder))
+        model: PreTrainedModel = adapted.merge_and_unload()
+    return Pretrained(model.eval(), load_tokenizer(folder), str(folder))

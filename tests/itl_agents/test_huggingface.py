@@ -1,0 +1,263 @@
+"""Pretrained models as agents: small random ones that play, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from itl_agents import Conversation, rollout
+from itl_agents.huggingface import HFAgent
+from itl_agents.nanollama import (
+    ByteTokenizer,
+    NanoLlama,
+    NanoLlamaAgent,
+    NanoLlamaConfig,
+    save_model,
+)
+from itl_agents.native_calls import read_call
+from itl_agents.pretrained import load_pretrained
+from itl_agents.render import render
+from itl_env import FactDatabase, RecallTask
+from itl_env.dialogue import Message
+from itl_env.errors import ConfigError, ITLError
+
+from .chat_models import chat_tokenizer
+
+QUESTIONS = ("When was Ann Lee born?", "Where does Bernice Cunningham-Fortescue live?", "Who?")
+
+
+def talks(*questions: str) -> list[Conversation]:
+    return [
+        Conversation((Message("user", question),), (), seed)
+        for seed, question in enumerate(questions)
+    ]
+
+
+@pytest.fixture(scope="module")
+def llama() -> LlamaForCausalLM:
+    tokenizer = chat_tokenizer("smollm")
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.4, tie_word_embeddings=False,
+    )  # fmt: skip
+    # In double precision no rounding decides which token is likeliest.
+    return LlamaForCausalLM(config).double().eval()
+
+
+def agent(llama: LlamaForCausalLM, **settings: object) -> HFAgent:
+    return HFAgent(llama, chat_tokenizer("smollm"), **{"max_new_tokens": 12, **settings})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_turns_do_not_depend_on_what_is_written_beside_them(
+    llama: LlamaForCausalLM, temperature: float
+) -> None:
+    asked = talks(*QUESTIONS)
+    player = agent(llama, temperature=temperature)
+    together = player.respond(asked)
+    assert len({tuple(turn.token_ids or ()) for turn in together}) == 3
+    assert [player.respond([talk])[0] for talk in asked] == together
+    assert agent(llama, temperature=temperature, batch_size=2).respond(asked) == together
+
+
+def test_greedy_turns_are_the_likeliest_tokens(llama: LlamaForCausalLM) -> None:
+    (turn,) = agent(llama).respond(talks(QUESTIONS[1]))
+    player = agent(llama)
+    ids = [
+        *player.chat._marks("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, "
+                            "trained by Hugging Face<|im_end|>\n<|im_start|>user\n"),
+        *player.chat.encode(QUESTIONS[1]),
+        *player.chat._marks("<|im_end|>\n<|im_start|>assistant\n"),
+    ]  # fmt: skip
+    for token in turn.token_ids or ():
+        with torch.no_grad():
+            assert int(llama(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+
+
+def test_a_turn_ends_at_a_mark_or_is_cut(llama: LlamaForCausalLM) -> None:
+    player = agent(llama)
+    (cut,) = player.respond(talks(QUESTIONS[0]))
+    assert cut.finish_reason == "length"
+    assert len(cut.token_ids or ()) == 12
+    player.stop_ids = (*player.stop_ids, (cut.token_ids or ())[3])
+    (ended,) = player.respond(talks(QUESTIONS[0]))
+    first = (cut.token_ids or ()).index((cut.token_ids or ())[3])
+    assert ended.token_ids == (cut.token_ids or [])[: first + 1]
+    assert ended.finish_reason == "stop"
+    assert ended.text == player.chat.decode((cut.token_ids or [])[:first])
+
+
+def test_a_conversation_too_long_for_the_model_is_an_error(llama: LlamaForCausalLM) -> None:
+    long, short = agent(llama).respond(talks("When? " * 300, QUESTIONS[0]))
+    assert long.finish_reason == "error"
+    assert short.finish_reason != "error"
+    nearly = "x" * (256 - 5 - len(agent(llama).chat.encode("")))
+    (turn,) = agent(llama).respond(talks(nearly)[:1])
+    assert len(turn.token_ids or ()) <= 12
+
+
+def test_penalties_that_a_model_ships_with_are_not_applied(llama: LlamaForCausalLM) -> None:
+    expected = agent(llama).respond(talks(*QUESTIONS))
+    llama.generation_config.repetition_penalty = 5.0
+    llama.generation_config.do_sample = True
+    try:
+        assert agent(llama).respond(talks(*QUESTIONS)) == expected
+        assert llama.generation_config.repetition_penalty == 5.0
+    finally:
+        llama.generation_config.repetition_penalty = 1.0
+        llama.generation_config.do_sample = False
+
+
+def test_batches_are_halved_when_memory_runs_out_and_nothing_is_lost(
+    llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = talks(*(f"Where does number {n} live?" for n in range(9)))
+    expected = agent(llama).respond(asked)
+    player = agent(llama, batch_size=8)
+    sizes = []
+    write = player._write
+
+    def small_memory(prompts: list[list[int]], *rest: object) -> list[list[int]]:
+        sizes.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return write(prompts, *rest)
+
+    monkeypatch.setattr(player, "_write", small_memory)
+    assert player.respond(asked) == expected
+    assert sizes == [8, 4, 2, 2, 2, 2, 1]
+    assert player.batch_size == 2
+
+    monkeypatch.setattr(player, "_write", lambda *_: small_memory([[]] * 4))
+    with pytest.raises(ITLError, match="out of memory with a single conversation"):
+        player.respond(asked)
+
+
+def test_a_random_model_plays_to_the_end_and_its_tokens_are_kept(
+    llama: LlamaForCausalLM, world: str
+) -> None:
+    task = RecallTask(FactDatabase(world), keys=slice(0, 3))
+    player = agent(llama)
+    for episode in rollout(player, task, task.facts(), lanes=4):
+        labels = [label for label in render(episode, player.chat).labels if label >= 0]
+        end = player.chat.stop_ids[0]
+        written = []
+        for turn in episode.completions:
+            ids = list(turn.token_ids or ())
+            written += ids if ids[-1] == end else [*ids, end]
+        assert labels == written
+
+
+def test_a_nanollamas_folder_plays_as_the_nanollama(world: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    nano = NanoLlama(NanoLlamaConfig(d_model=32, n_layers=1, n_heads=2, max_length=200), seed=3)
+    save_model(nano, tmp_path)
+    ByteTokenizer().save(tmp_path)
+    task = RecallTask(FactDatabase(world), keys=slice(0, 4))
+    player = HFAgent.load(tmp_path, max_new_tokens=20)
+    assert set(player.stop_ids) == {258, 259}
+    ours = list(rollout(NanoLlamaAgent(nano, max_new_tokens=20), task, task.facts()))
+    theirs = list(rollout(player, task, task.facts()))
+    assert [e.messages for e in theirs] == [e.messages for e in ours]
+    assert [e.completions for e in theirs] == [e.completions for e in ours]
+
+
+def test_an_adapter_is_merged_into_its_base(llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tmp_path / "base"
+    llama.save_pretrained(base)
+    chat_tokenizer("smollm").save_pretrained(base)
+    model, _, name = load_pretrained(base, dtype="float64")
+    assert name == str(base)
+    adapted = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        loaded = load_pretrained(tmp_path / "adapter", dtype="float64")
+        assert torch.allclose(loaded.model(ids).logits, expected)
+        assert not torch.allclose(llama(ids).logits, expected)
+    assert loaded.tokenizer.chat_template == chat_tokenizer("smollm").chat_template
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("nonsense", "no file or folder here, no OWNER/NAME of the hub, and none of smollm-135m"),
+        ("no/such/folder", "There is no model 'no/such/folder'"),
+        ("missing.gguf", "There is no model 'missing.gguf'"),
+        ("empty", "holds no model: there is no config.json"),
+        ("file.bin", "is no model; name a folder"),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.bin").touch()
+    with pytest.raises(ConfigError, match=why):
+        load_pretrained(source)
+
+
+def test_a_damaged_model_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ITLError, match=r"Cannot load the model .*\.$"):
+        load_pretrained(tmp_path)
+    (tmp_path / "broken.gguf").write_bytes(b"no such thing")
+    with pytest.raises(ITLError, match=r"Cannot load the model .*broken.gguf: "):
+        load_pretrained(tmp_path / "broken.gguf")
+
+
+def hub_error(kind: str) -> Exception:
+    """An error of the hub, without the response that comes with it."""
+    from huggingface_hub import errors
+
+    cls: type[Exception] = getattr(errors, kind)
+    return cls.__new__(cls)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("GatedRepoError", "its licence must be accepted first, .* then run `hf auth login`"),
+        ("RepositoryNotFoundError", "the hub has none of that name, or it is private"),
+        ("LocalEntryNotFoundError", "the hub cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses_is_told(monkeypatch: pytest.MonkeyPatch, kind: str, why: str) -> None:
+    from itl_agents import pretrained
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("a long story") from hub_error(kind)
+
+    monkeypatch.setattr(pretrained.AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ITLError, match=f"Cannot load the model meta-llama/.*: {why}"):
+        load_pretrained("llama-1b")
+
+
+@pytest.mark.parametrize(
+    ("text", "call"),
+    [
+        ('<tool_call>{"name": "find", "arguments": {"attribute": "a", "name": "N"}}</tool_call>',
+         ("a", "N")),
+        ('{"name": "find", "parameters": {"attribute": "a", "name": "N {x}"}}', ("a", "N {x}")),
+        ('[TOOL_CALLS] [{"name": "find", "arguments": {"attribute": "a", "name": "N"}}]',
+         ("a", "N")),
+        ("<tool_call>\n<function=find>\n<parameter=attribute>\na\n</parameter>\n"
+         "<parameter=name>\nAnn Lee\n</parameter>\n</function>\n</tool_call>", ("a", "Ann Lee")),
+        ('{"name": "other", "arguments": {"attribute": "a", "name": "N"}}', None),
+        ('{"name": "find", "arguments": {"attribute": "a"}}', None),
+        ('{"name": "find", "arguments": {"attribute": "a", "name": 3}}', None),
+        ('{"name": "find", "arguments": "a"}', None),
+        ("Ann Lee was born on 7/3/1984.", None),
+        ("{" * 2000, None),
+    ],
+)  # fmt: skip
+def test_native_calls_are_read(text: str, call: tuple[str, str] | None) -> None:
+    assert read_call(text) == call
