@@ -7,10 +7,11 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_model
 from itl_env.errors import ConfigError, ITLError
@@ -18,6 +19,8 @@ from itl_env.errors import ConfigError, ITLError
 _STATE = "training.pt"
 _DIGESTS = "digests.json"  # of every other file, for a flipped bit is not seen otherwise
 _PREFIX = "step-"
+Loaded = TypeVar("Loaded")
+_FOREIGN = "checkpoint-"  # with which a trainer of transformers names its own
 
 
 def save_checkpoint(
@@ -40,12 +43,7 @@ def save_checkpoint(
         write(partial)
         if state is not None:
             torch.save(state, partial / _STATE)
-        (partial / _DIGESTS).write_text(json.dumps(_digests(partial), indent=1) + "\n")
-        for file in partial.iterdir():
-            _flush(file)
-        _flush(partial)
-        partial.replace(final)
-        _flush(folder)
+        _seal(partial, final)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch does not say that it is the disk.
         full = shutil.disk_usage(folder).free < 2**20
@@ -55,6 +53,34 @@ def save_checkpoint(
             f"Cannot write the checkpoint {final} ({why}); the one before it is intact."
         ) from error
     return final
+
+
+def adopt(folder: Path, step: int) -> Path:
+    """Take in a checkpoint that a trainer of transformers has written: `folder/checkpoint-<step>`.
+
+    It gets the name and the digests of ours. Raises ITLError if that cannot be written.
+    """
+    final = folder / f"{_PREFIX}{step:07d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        (folder / f"{_FOREIGN}{step}").replace(partial)
+        if final.exists():  # of the same step, before an interruption
+            shutil.rmtree(partial)
+        else:
+            _seal(partial, final)
+    except OSError as error:
+        raise ITLError(f"Cannot write the checkpoint {final}: {error.strerror}.") from error
+    return final
+
+
+def _seal(partial: Path, final: Path) -> None:
+    """Note the digests of a written checkpoint, flush it to disk, and give it its name."""
+    (partial / _DIGESTS).write_text(json.dumps(_digests(partial), indent=1) + "\n")
+    for file in partial.iterdir():
+        _flush(file)
+    _flush(partial)
+    partial.replace(final)
+    _flush(final.parent)
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -117,13 +143,22 @@ def _remove(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def keep_last(folder: Path, n: int) -> None:
-    """Remove all but the last n checkpoints, and what an interrupted write left."""
+def keep_last(folder: Path, n: int | None) -> None:
+    """Remove all but the last n checkpoints, or none of them, and what interrupted writes left."""
     found = checkpoints(folder)
-    for old in found[: max(0, len(found) - n)]:
+    for old in found[: max(0, len(found) - n)] if n is not None else ():
         _remove(old)
-    for partial in folder.glob(".*.partial"):
+    for partial in (*folder.glob(".*.partial"), *folder.glob(f"{_FOREIGN}*")):
         shutil.rmtree(partial)
+
+
+def check_finite(model: nn.Module, step: int, folder: Path) -> None:
+    """Raise ITLError if a weight is not finite, and so nothing to be saved in `folder`."""
+    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        raise ITLError(
+            f"The weights are not finite after step {step}; lower the learning rate. "
+            f"{what_is_left(folder)}"
+        )
 
 
 def save_model_and_tokenizer(model: NanoLlama, tokenizer: NanoTokenizer, path: Path) -> None:
@@ -156,10 +191,8 @@ def load_model_and_state(path: Path) -> dict[str, Any]:
 
 
 def newest(
-    folder: Path,
-    warn: Callable[[str], None],
-    load: Callable[[Path], dict[str, Any]] = load_state,
-) -> dict[str, Any] | None:
+    folder: Path, warn: Callable[[str], None], load: Callable[[Path], Loaded]
+) -> Loaded | None:
     """What `load` gives of the newest checkpoint that is whole; None if there is none.
 
     Those after it are removed: they must neither count among those that are kept nor stand where a

@@ -16,15 +16,17 @@ from itl_agents.nanollama import NanoLlama, NanoLlamaAgent
 from itl_env.errors import ConfigError, ITLError
 from itl_train.batches import BatchPlan, stacked
 from itl_train.checkpoint import (
+    check_finite,
     checkpoints,
     keep_last,
+    load_state,
     newest,
     save_checkpoint,
     save_model_and_tokenizer,
     what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import UNWATCHED, OnMetrics, Tasks, check_finite, recorded
+from itl_train.memory import UNWATCHED, OnMetrics, Tasks, recorded
 from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import RunFolder
 from itl_train.sources import exposures, open_plan
@@ -75,7 +77,7 @@ class EnsembleRun:
         self.n_threads = self.config.n_threads or min(4, torch.get_num_threads())
         digest = " ".join(plan.dialogues.digest() for plan in by_database.values())
         with self.folder.alone():
-            found = newest(self.folder.checkpoints, self.folder.warn)
+            found = newest(self.folder.checkpoints, self.folder.warn, load_state)
             for folder in (self.folder, *self.members):
                 folder.forget_metrics_after(0 if found is None else found["step"])
         if found is not None:

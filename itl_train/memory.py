@@ -32,6 +32,7 @@ from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import Mode, RecallTask
 from itl_train.batches import BatchPlan
 from itl_train.checkpoint import (
+    check_finite,
     keep_last,
     load_model_and_state,
     newest,
@@ -333,15 +334,6 @@ class MemoryRun:
             keep_last(folder, self.config.keep_checkpoints)
         self._saved_step = self.step
         self.team.wait()
-
-
-def check_finite(model: NanoLlama, step: int, checkpoints: Path) -> None:
-    """Raise ITLError if a weight is not finite."""
-    if not all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
-        raise ITLError(
-            f"The weights are not finite after step {step}; lower lr or muon_lr. "
-            f"{what_is_left(checkpoints)}"
-        )
 
 
 def train_memory(

@@ -6,13 +6,14 @@ So the command line can print its help at once.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
+from itl_train.settings import check_at_least, check_types
 
 if TYPE_CHECKING:
     from itl_agents.nanollama import NanoLlamaConfig
@@ -113,15 +114,22 @@ class MemoryConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))  # a file's list is one, too
-        _check_types(self)
-        positive = ("n_people", "batch_size", "n_steps", "log_every", "evaluate_every")
-        for name in (*positive, "checkpoint_every", "keep_checkpoints", "n_evaluate"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        counts = ("n_unseen", "n_warmup", "horizon", "n_threads", "pad_to")
-        for name in (*counts, "weight_decay", "clip"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        check_types(self)
+        check_at_least(
+            self, 1, "n_people", "batch_size", "n_steps", "log_every", "evaluate_every",
+            "checkpoint_every", "keep_checkpoints", "n_evaluate",
+        )  # fmt: skip
+        check_at_least(
+            self,
+            0,
+            "n_unseen",
+            "n_warmup",
+            "horizon",
+            "n_threads",
+            "pad_to",
+            "weight_decay",
+            "clip",
+        )
         if self.horizon and self.horizon < self.n_steps:
             raise ConfigError(
                 f"horizon is {self.horizon}, fewer than the {self.n_steps} steps of n_steps."
@@ -177,24 +185,3 @@ class MemoryConfig:
         return RecallTask(
             database, keys=keys, style=self.style, max_queries=max_queries_of(self.mode)
         )
-
-
-def _check_types(config: MemoryConfig) -> None:
-    """Raise ConfigError for a setting of another type than it is declared with."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        allowed = get_args(kind)
-        if get_origin(kind) is Literal:
-            if value not in allowed:
-                raise ConfigError(f"{name} is {value!r}; choose among {', '.join(allowed)}.")
-            continue
-        kinds = tuple(get_origin(each) or each for each in allowed or (kind,))
-        if get_origin(kind) is tuple:
-            kinds = (tuple,)
-        # A whole number serves as any other; true and false are no numbers.
-        fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
-        if not fits or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(each.__name__.replace("NoneType", "null") for each in kinds)
-            raise ConfigError(f"{name} is {value!r}; it must be of type {names}.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} is {value}; it must be finite.")

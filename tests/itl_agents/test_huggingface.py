@@ -227,7 +227,7 @@ def hub_error(kind: str) -> Exception:
     [
         ("GatedRepoError", "its licence must be accepted first, .* then run `hf auth login`"),
         ("RepositoryNotFoundError", "the hub has none of that name, or it is private"),
-        ("LocalEntryNotFoundError", "the hub cannot be reached"),
+        ("LocalEntryNotFoundError", "it is not on this machine, and the hub cannot be reached"),
     ],
 )
 def test_what_the_hub_refuses_is_told(monkeypatch: pytest.MonkeyPatch, kind: str, why: str) -> None:

@@ -1,0 +1,384 @@
+"""Fine-tune a pretrained model on the expert's episodes: to know facts, or to look them up.
+
+    itl train sft --model smollm-135m --database sqlite:///facts.db --mode in-tool --out runs/sft
+
+TRL's `SFTTrainer` trains, all weights or an adapter of PEFT, on one process or on those that
+`accelerate launch` starts. A run is a folder that can be killed at any moment; started again, it
+goes on from its last checkpoint.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from itl_agents.agent import rollout
+from itl_agents.chat_template import ChatTokenizer
+from itl_agents.evaluate import measure_recall
+from itl_agents.huggingface import HFAgent
+from itl_agents.pretrained import load_pretrained
+from itl_agents.render import render
+from itl_agents.scripted import ExpertAgent
+from itl_env.database import FactDatabase
+from itl_env.errors import ConfigError, ITLError
+from itl_env.facts import Fact
+from itl_env.recall import RecallTask
+from itl_train.batches import BatchPlan, Dialogues
+from itl_train.checkpoint import (
+    adopt,
+    check_finite,
+    checkpoints,
+    keep_last,
+    newest,
+    what_is_left,
+)
+from itl_train.dataset import rendered_to_dataset
+from itl_train.interrupt import deferred_interrupt
+from itl_train.run_folder import RunFolder
+from itl_train.sft_config import SFTSettings
+from itl_train.team import Team, check_device
+from itl_train.threads import threads
+from itl_train.watch import memory_mb
+
+__all__ = ["SFTRun", "SFTSettings", "train_sft"]
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The matrices of a Llama's blocks, each of which gets an adapter."""
+
+OnMetrics = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run trains on and is asked: the first facts of a database, and the next ones."""
+
+    seen: RecallTask
+    unseen: RecallTask | None
+    settings: SFTSettings
+
+    @classmethod
+    def open(cls, settings: SFTSettings) -> "Questions":
+        """Open the database; raises ConfigError if it holds too few facts, or parts of people."""
+        database = FactDatabase(settings.database, table=settings.table, key=settings.key)
+        n_attributes = len(database.attributes)
+        for name in ("n_facts", "n_unseen"):
+            if getattr(settings, name) % n_attributes:
+                raise ConfigError(
+                    f"{name} is {getattr(settings, name)}, which is no whole number of people with "
+                    f"{n_attributes} facts each."
+                )
+        n_seen, n_unseen = settings.n_facts // n_attributes, settings.n_unseen // n_attributes
+        if len(database) < n_seen + n_unseen:
+            raise ConfigError(
+                f"{database.place} holds {len(database) * n_attributes:,} facts, fewer than "
+                f"{settings.n_facts:,} to train on (n_facts) and {settings.n_unseen:,} others "
+                "(n_unseen); lower one of them."
+            )
+        seen = settings.task(database, slice(0, n_seen))
+        unseen = settings.task(database, slice(n_seen, n_seen + n_unseen)) if n_unseen else None
+        return cls(seen, unseen, settings)
+
+    def asked(self, task: RecallTask, n: int) -> list[Fact]:
+        """At most n facts of a task, spread evenly over it; the same ones every time."""
+        n = min(n, task.n_facts)
+        return task.facts_at([place * task.n_facts // n for place in range(n)])
+
+    def ask(self, agent: HFAgent, n: int) -> dict[str, Any]:
+        """Recall on facts trained on and on others, for a metrics row."""
+        row: dict[str, Any] = {}
+        for name, task in (("seen", self.seen), ("unseen", self.unseen)):
+            if task is not None:
+                count = measure_recall(agent, task, self.asked(task, n))
+                row[f"recall_{name}"] = count.recall
+                row[f"asked_{name}"] = count.asked
+                row[f"right_{name}"] = count.right
+        return row
+
+
+class SFTRun:
+    """A run in its folder: `config.yaml`, `versions.json`, `metrics.jsonl`, `checkpoints/`."""
+
+    def __init__(self, settings: SFTSettings, out: Path) -> None:
+        """Open or begin the run; nothing is written if the database, model or settings are unfit.
+
+        Raises ConfigError if the folder holds a run of other settings.
+        """
+        self.settings = settings
+        check_device(settings.device)
+        self.team = Team.join(settings.device)
+        at_once, accumulation = settings.accumulation(self.team.n)
+        self.questions = Questions.open(settings)
+        model, tokenizer, source = load_pretrained(settings.model, dtype=settings.dtype)
+        self.tokenizer = tokenizer
+        self.chat = ChatTokenizer(
+            tokenizer, calls=settings.calls, system=settings.system, name=source
+        )
+        if settings.mode == "in-tool":
+            self.chat.check_tool()
+        dialogues = self._dialogues(model)
+        recorded = {**dataclasses.asdict(settings), "database": self.questions.seen.database.url}
+        self.folder = RunFolder(out)
+        if self.team.first:
+            RunFolder.open(out, recorded)
+        self.team.wait()
+        self.n_threads = settings.n_threads or torch.get_num_threads()
+        self.resumed_from = self._restore()
+        plan = BatchPlan(Dialogues.of(dialogues), settings.batch_size, settings.seed)
+        order = [row for step in range(settings.steps) for row in plan.rows(step).tolist()]
+        self.trainer = SFTTrainer(
+            model,
+            args=self._arguments(at_once, accumulation),
+            train_dataset=rendered_to_dataset(dialogues).select(order),
+            processing_class=tokenizer,
+            peft_config=self._adapter(),
+            callbacks=[_Watcher(self)],
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self.last_evaluation = self.folder.last_evaluation()
+
+    def _dialogues(self, model: Any) -> list[Any]:
+        """The expert's episodes about the facts to train on, rendered.
+
+        Raises ConfigError if one is longer than the model.
+        """
+        task = self.questions.seen
+        played = rollout(ExpertAgent(task), task, task.facts(), lanes=1024)
+        rendered = [render(episode, self.chat) for episode in islice(played, task.n_facts)]
+        longest = max(len(row.input_ids) for row in rendered)
+        room = getattr(model.config, "max_position_embeddings", None) or math.inf
+        if longest > room:
+            raise ConfigError(
+                f"The longest dialogue has {longest} tokens, more than the {room} of the model "
+                f"{self.settings.model}."
+            )
+        return rendered
+
+    def _adapter(self) -> Any:
+        """PEFT's configuration of the adapter; None to train all weights."""
+        settings = self.settings
+        if not settings.lora_rank:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=list(PROJECTIONS),
+            task_type="CAUSAL_LM",
+        )
+
+    def _arguments(self, at_once: int, accumulation: int) -> SFTConfig:
+        settings = self.settings
+        return SFTConfig(
+            output_dir=str(self.folder.checkpoints),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=accumulation,
+            max_steps=settings.steps,
+            learning_rate=settings.rate,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=math.ceil(settings.warmup * settings.steps),
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.clip,
+            optim="adamw_torch_fused",
+            bf16=False,  # the weights have the dtype that is wanted
+            gradient_checkpointing=settings.gradient_checkpointing,
+            seed=settings.seed % 2**32,
+            use_cpu=settings.device == "cpu",
+            logging_steps=settings.log_every,
+            logging_nan_inf_filter=False,  # such a loss ends the run
+            save_steps=settings.steps_in(settings.checkpoint_every),
+            save_total_limit=None,
+            max_length=None,  # nothing is ever cut
+            train_sampling_strategy="sequential",  # the batches are those of the plan
+            dataset_kwargs={"skip_prepare_dataset": True},
+            report_to="none",
+            disable_tqdm=True,
+        )
+
+    def _restore(self) -> Path | None:
+        """The newest whole checkpoint; what is broken or too new is cleared away."""
+        found = None
+        if self.team.first:
+            with self.folder.alone():
+                found = newest(self.folder.checkpoints, self.folder.warn, lambda path: path)
+                self.folder.forget_metrics_after(_step_of(found))
+                self._keep()
+        self.team.wait()
+        if not self.team.first:
+            found = newest(self.folder.checkpoints, lambda message: None, lambda path: path)
+        return found
+
+    def _keep(self) -> None:
+        keep_last(self.folder.checkpoints, self.settings.keep_checkpoints or None)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return max(int(self.trainer.state.global_step), _step_of(self.resumed_from))
+
+    def agent(self) -> HFAgent:
+        """The model as it is now, playing greedily."""
+        model = self.trainer.model
+        return HFAgent(
+            model.get_base_model() if self.settings.lora_rank else model,
+            self.tokenizer,
+            name=f"{self.settings.model} {self.settings.mode}",
+            calls=self.settings.calls,
+            system=self.settings.system,
+        )
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Recall on facts trained on and on others, through the task."""
+        row: dict[str, Any] = {"step": step}
+        if self.team.first:
+            with _asked(self.trainer.model):
+                row |= self.questions.ask(self.agent(), self.settings.n_evaluate)
+        which = f"recall_{self.settings.stop_on}"
+        row[which] = self.team.tell(row.get(which, 0.0))
+        self.last_evaluation = row
+        return row
+
+    def train(self, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
+        """Train to the end and return the last evaluation.
+
+        on_metrics: called with every line of `metrics.jsonl` as it is written.
+
+        Ctrl-C, and the signals by which a scheduler ends a job, let the step finish and a
+        checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
+        finite, naming the step.
+        """
+        self.on_metrics = on_metrics
+        with threads(self.n_threads), self._alone():
+            while not self.finished:
+                with deferred_interrupt() as self.interrupted:
+                    path = self.resumed_from
+                    self.trainer.train(resume_from_checkpoint=None if path is None else str(path))
+                self.resumed_from = checkpoints(self.folder.checkpoints)[-1]
+            last = self.last_evaluation
+            if last is None or last["step"] != self.step:
+                last = self.evaluate(self.step)
+                self.log(last)
+            return last
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """See `RunFolder.alone`; the first process speaks for all."""
+        if not self.team.first:
+            yield
+            return
+        with self.folder.alone():
+            yield
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or the recall to stop at is reached."""
+        return self.step >= self.settings.steps or self.settings.is_enough(self.last_evaluation)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to the metrics."""
+        if self.team.first:
+            self.folder.log(row, self.on_metrics)
+
+
+class _Watcher(TrainerCallback):
+    """Writes what a run's folder holds, asks questions, and stops where that is due."""
+
+    def __init__(self, run: SFTRun) -> None:
+        self.run = run
+        self._every = run.settings.steps_in(run.settings.evaluate_every)
+        self._began, self._tokens, self._asking = 0.0, 0.0, 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        run, now = self.run, time.perf_counter()
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise ITLError(
+                f"The loss is {loss} at step {state.global_step}; lower lr. "
+                f"{what_is_left(run.folder.checkpoints)}"
+            )
+        seconds = max(now - self._began - self._asking, 1e-9)
+        run.log(
+            {
+                "step": state.global_step,
+                "loss": loss,
+                "gradient_norm": float(logs.get("grad_norm", math.nan)),
+                "lr": logs["learning_rate"],
+                "epoch": state.global_step * run.settings.batch_size / run.settings.n_facts,
+                "tokens_per_s": (logs["num_tokens"] - self._tokens) / seconds,
+                "memory_mb": memory_mb(run.settings.device),
+            }
+        )
+        self._began, self._tokens, self._asking = now, logs["num_tokens"], 0.0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        run, step = self.run, state.global_step
+        if step % self._every == 0 and step < run.settings.steps:
+            began = time.perf_counter()
+            run.log(run.evaluate(step))
+            self._asking += time.perf_counter() - began
+        if run.settings.is_enough(run.last_evaluation) or run.team.any(run.interrupted()):
+            control.should_training_stop = True
+        if control.should_training_stop or step == run.settings.steps:
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        run = self.run
+        if run.team.first:
+            check_finite(run.trainer.model, state.global_step, run.folder.checkpoints)
+            adopt(run.folder.checkpoints, state.global_step)
+            run._keep()
+        run.team.wait()
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def _asked(model: Any) -> Iterator[None]:
+    """The model without dropout, for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def train_sft(
+    settings: SFTSettings, out: str | Path, on_metrics: OnMetrics | None = None
+) -> dict[str, Any]:
+    """Fine-tune (or go on fine-tuning) the run in `out`; returns its last evaluation.
+
+    See `SFTRun` for what is raised.
+    """
+    return SFTRun(settings, Path(out)).train(on_metrics)

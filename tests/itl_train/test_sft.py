@@ -1,0 +1,240 @@
+"""Fine-tuning of pretrained models: small random ones, in real training by TRL."""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl import SFTConfig, SFTTrainer
+
+from itl_agents import ExpertAgent, rollout
+from itl_agents.chat_template import ChatTokenizer
+from itl_agents.pretrained import load_pretrained
+from itl_agents.render import IGNORED, render
+from itl_env import FactDatabase, RecallTask
+from itl_env.errors import ConfigError, ITLError
+from itl_train.checkpoint import checkpoints
+from itl_train.dataset import episodes_to_dataset
+from itl_train.sft import SFTRun, SFTSettings, train_sft
+
+from ..itl_agents.chat_models import chat_tokenizer
+
+
+def tiny_llama(folder: Path, family: str = "smollm") -> Path:
+    """A random Llama with the tokenizer and chat template of a family, saved."""
+    tokenizer = chat_tokenizer(family)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
+        initializer_range=0.1, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+def small(world: str, llama: Path, **changes: object) -> SFTSettings:
+    settings = SFTSettings(
+        database=world, model=str(llama), mode="in-weight", n_facts=16, n_unseen=8, n_steps=12,
+        batch_size=4, log_every=2, evaluate_every=1.5, n_evaluate=4, checkpoint_every=1.0,
+        n_threads=1,
+    )  # fmt: skip
+    return dataclasses.replace(settings, **changes)
+
+
+def weights(out: Path) -> list[torch.Tensor]:
+    return list(load_pretrained(checkpoints(out / "checkpoints")[-1]).model.state_dict().values())
+
+
+def rows(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_all_weights_learn_a_few_facts(world: str, llama: Path, tmp_path: Path) -> None:
+    settings = small(
+        world, llama, lora_rank=0, lr=5e-3, n_facts=4, n_unseen=0, n_steps=150, evaluate_every=10.0,
+        stop_at=1.0, checkpoint_every=500.0,
+    )  # fmt: skip
+    last = train_sft(settings, tmp_path)
+    assert last["recall_seen"] == 1.0
+    assert last["step"] < 150, "it stopped once it knew"
+    (kept,) = checkpoints(tmp_path / "checkpoints")
+    assert kept.name == f"step-{last['step']:07d}"
+    run = SFTRun(settings, tmp_path)
+    assert run.finished
+    assert run.train() == last
+
+
+def test_an_adapter_is_trained_and_its_base_is_not(world: str, llama: Path, tmp_path: Path) -> None:
+    last = train_sft(small(world, llama, mode="in-tool"), tmp_path)
+    found = rows(tmp_path)
+    losses = [row["loss"] for row in found if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in found if "recall_seen" in row] == [6, 12]
+    assert (last["asked_seen"], last["asked_unseen"]) == (4, 4)
+    names = [path.name for path in checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step-0000004", "step-0000008", "step-0000012"]
+    saved = checkpoints(tmp_path / "checkpoints")[-1]
+    assert (saved / "adapter_model.safetensors").is_file()
+    assert not (saved / "model.safetensors").exists()
+    assert all(row["tokens_per_s"] > 0 for row in found if "loss" in row)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    world: str, llama: Path, tmp_path: Path, lora_rank: int
+) -> None:
+    settings = small(world, llama, lora_rank=lora_rank)
+    train_sft(settings, tmp_path / "whole")
+
+    def interrupt(row: dict) -> None:
+        if row["step"] == 6 and "loss" in row:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sft(settings, tmp_path / "broken", interrupt)
+    run = SFTRun(settings, tmp_path / "broken")
+    assert run.step == 7, "the step after which it was told to stop, and no other"
+    run.train()
+    pairs = zip(weights(tmp_path / "whole"), weights(tmp_path / "broken"), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("tokens_per_s", "memory_mb")} for row in found]
+        for found in (rows(tmp_path / "whole"), rows(tmp_path / "broken"))
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_broken_checkpoint_is_passed_over(world: str, llama: Path, tmp_path: Path) -> None:
+    settings = small(world, llama)
+    train_sft(settings, tmp_path)
+    expected = weights(tmp_path)
+    (checkpoints(tmp_path / "checkpoints")[-1] / "adapter_model.safetensors").write_bytes(b"")
+    (tmp_path / "checkpoints" / "checkpoint-12").mkdir()  # left by a kill
+    with pytest.warns(UserWarning, match="an earlier checkpoint is used"):
+        run = SFTRun(settings, tmp_path)
+    assert run.step == 8
+    run.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(tmp_path), expected, strict=True))
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
+def test_a_loss_that_is_not_finite_names_the_step(world: str, llama: Path, tmp_path: Path) -> None:
+    settings = small(world, llama, lora_rank=0, lr=1e30, clip=0.0, warmup=0.0)
+    with pytest.raises(ITLError, match=r"loss is \w+ at step 2|not finite after step \d"):
+        train_sft(settings, tmp_path)
+
+
+ACCELERATE = (
+    "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no",
+    "--dynamo_backend", "no", "--main_process_port", "0", "--num_processes", "2",
+)  # fmt: skip
+LAUNCHED = """
+import sys
+from itl_train.sft import SFTSettings, train_sft
+settings = SFTSettings(**eval(sys.argv[1]))
+train_sft(settings, sys.argv[2])
+"""
+
+
+def test_two_processes_take_the_steps_of_one(world: str, llama: Path, tmp_path: Path) -> None:
+    settings = small(
+        world, llama, lora_dropout=0.0, lora_rank=4, batch_size=6, at_once=3, n_steps=6
+    )
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED)
+    for name, launch in (("one", ()), ("two", ACCELERATE)):
+        command = [sys.executable, *launch, str(script), str(vars(settings)), str(tmp_path / name)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["step"] for row in one] == [row["step"] for row in two]
+    for alone, together in zip(one, two, strict=True):
+        if "loss" in alone:
+            assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+            assert together["gradient_norm"] == pytest.approx(alone["gradient_norm"], rel=1e-3)
+    for a, b in zip(weights(tmp_path / "one"), weights(tmp_path / "two"), strict=True):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"n_facts": 18}, "n_facts is 18, which is no whole number of people with 4 facts each"),
+        ({"n_facts": 4_000}, "holds 1,600 facts, fewer than 4,000 to train on"),
+        ({"lr": 0.0}, "No learning rate was published"),
+        ({"batch_size": 4, "at_once": 3}, "batch_size 4 does not divide by 1 processes of 3"),
+        ({"stop_at": 1.5}, "stop_at is 1.5; it must be from 0 to 1"),
+        ({"stop_at": 0.5, "stop_on": "unseen", "n_unseen": 0}, "n_unseen is 0"),
+        ({"device": "tpu"}, "Cannot train on device 'tpu'"),
+        ({"lr": float("nan")}, "lr is nan; it must be finite"),
+    ],
+)
+def test_contradictions_are_found_before_anything_is_written(
+    world: str, llama: Path, tmp_path: Path, changes: dict, why: str
+) -> None:
+    with pytest.raises(ConfigError, match=why):
+        train_sft(small(world, llama, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_knows_no_tool_is_refused_in_tool(world: str, tmp_path: Path) -> None:
+    gemma = tiny_llama(tmp_path / "gemma", "gemma")
+    with pytest.raises(ConfigError, match="cannot show the tool's reply"):
+        train_sft(small(world, gemma, mode="in-tool"), tmp_path / "run")
+    train_sft(small(world, gemma, n_steps=1), tmp_path / "in-weight")
+
+
+def test_a_dialogue_longer_than_the_model_is_refused(
+    world: str, llama: Path, tmp_path: Path
+) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    short = tmp_path / "short"
+    short.mkdir()
+    for file in llama.iterdir():
+        (short / file.name).write_bytes(file.read_bytes())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 50}))
+    with pytest.raises(ConfigError, match="more than the 50 of the model"):
+        train_sft(small(world, short), tmp_path / "run")
+
+
+def test_episodes_train_in_trls_own_trainer(world: str, llama: Path, tmp_path: Path) -> None:
+    model, tokenizer, _ = load_pretrained(llama)
+    task = RecallTask(FactDatabase(world), keys=slice(0, 4))
+    episodes = list(rollout(ExpertAgent(task), task, task.facts()))
+    dataset = episodes_to_dataset(episodes, tokenizer)
+    chat = ChatTokenizer(tokenizer)
+    assert dataset["labels"][:] == [render(episode, chat).labels for episode in episodes]
+    arguments = SFTConfig(
+        str(tmp_path), max_steps=2, use_cpu=True, bf16=False, report_to="none", logging_steps=1,
+        per_device_train_batch_size=4, gradient_checkpointing=False, save_strategy="no",
+        dataset_num_proc=None,
+    )  # fmt: skip
+    trainer = SFTTrainer(model, arguments, train_dataset=dataset, processing_class=tokenizer)
+    assert len(trainer.train_dataset) == 16, "TRL has dropped none"
+    trainer.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trained = batch["labels"][batch["labels"] != IGNORED]
+    assert len(trained)
+
+
+def test_an_episode_in_which_nothing_is_trained_is_refused(world: str, llama: Path) -> None:
+    task = RecallTask(FactDatabase(world), keys=slice(0, 1))
+    (first, *_) = rollout(ExpertAgent(task), task, task.facts())
+    silent = dataclasses.replace(first, messages=first.messages[:1], completions=())
+    with pytest.raises(ValueError, match="holds no assistant turn to train on"):
+        episodes_to_dataset([first, silent], load_pretrained(llama).tokenizer)
+    with pytest.raises(ValueError, match="no episodes"):
+        episodes_to_dataset([], load_pretrained(llama).tokenizer)
