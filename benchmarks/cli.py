@@ -95,6 +95,13 @@ COMMANDS = {
         "run_train_memory",
         resumes=True,
     ),
+    "train sft": _own(
+        "train",
+        "fine-tune a pretrained model to know facts or to look them up",
+        "TrainSFT",
+        "run_train_sft",
+        resumes=True,
+    ),
     "eval": _own("train", "measure the recall of a trained model", "Eval", "run_eval"),
     "sweep memory": _own(
         "sweep",
@@ -239,7 +246,7 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
     config = _load(command.config)
     defaults = {field.name: field.default for field in fields(config)}
     if "config" in defaults:
-        arguments = [*_settings(arguments, defaults), *arguments]
+        arguments = [*_settings(arguments, defaults, config.RECIPES), *arguments]
 
     def read(arguments: Sequence[str]) -> Any:
         return tyro.cli(config, prog=f"itl {words}", args=arguments)
@@ -253,7 +260,11 @@ def parse(words: str, command: Command, arguments: Sequence[str]) -> Any:
         raise
 
 
-def _settings(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str]:
+def _settings(
+    arguments: Sequence[str],
+    defaults: Mapping[str, Any],
+    recipes: Mapping[str, Mapping[str, Any]],
+) -> list[str]:
     """The settings of --recipe, then those of the YAML file at --config, as flags.
 
     Later flags override earlier ones, and those of the command line come last. defaults: of every
@@ -267,10 +278,9 @@ def _settings(arguments: Sequence[str], defaults: Mapping[str, Any]) -> list[str
     except argparse.ArgumentError:
         return []  # left to tyro
     from itl_env.errors import ConfigError
-    from itl_train.memory_config import RECIPES
     from itl_train.run_folder import read_yaml
 
-    flags = _flags(RECIPES.get(given.recipe, {}), defaults)  # an unknown one is left to tyro
+    flags = _flags(recipes.get(given.recipe, {}), defaults)  # an unknown one is left to tyro
     if given.config is not None:
         settings = read_yaml(Path(given.config))
         if unknown := sorted(str(name) for name in settings if name not in defaults):
@@ -322,7 +332,8 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"itl: warning: {message}", file=sys.stderr)
+    if not issubclass(category, FutureWarning | DeprecationWarning):  # for developers
+        print(f"itl: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

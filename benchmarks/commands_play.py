@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -15,6 +15,9 @@ from itl_env.database import FactDatabase
 from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import Mode, RecallTask, max_queries_of
+
+if TYPE_CHECKING:
+    from itl_agents.render import DialogueTokenizer
 
 
 def people_from(database: FactDatabase, start: int) -> slice:
@@ -71,7 +74,7 @@ def run_play(config: Play) -> None:
 class Rollout(TaskSource):
     """Let an agent play and write its episodes to a file."""
 
-    agent: str  # expert, no-tool, random, or the folder of a trained model
+    agent: str  # expert, no-tool, random; a model's folder, .gguf file or hub id
     out: Path  # JSON lines file for the episodes
     mode: Mode = "in-tool"  # with the database to query, or without
     n: int = 1000  # how many episodes to play
@@ -120,13 +123,14 @@ class Show:
     file: tyro.conf.Positional[Path]  # JSON lines file of `itl rollout`
     index: int = 0  # the first episode to print, counted from 0
     n: int = 3  # how many to print
+    tokenizer: str = ""  # a pretrained model's folder, .gguf file or hub id; NanoLlama's if none
+    calls: Literal["text", "native"] = "text"  # as which that model's calls are shown
     color: Literal["auto", "always", "never"] = "auto"
     """Colours, or else [brackets]; auto colours on a terminal unless NO_COLOR is set."""
 
 
 def run_show(config: Show) -> None:
     """Print the episodes, each under a line that says how it ended."""
-    from itl_agents.nanollama.tokenizer import ByteTokenizer
     from itl_agents.render import bracketed, coloured, render
 
     if config.index < 0 or config.n < 1:
@@ -139,12 +143,27 @@ def run_show(config: Show) -> None:
     episodes = list(islice(read, config.n))
     if not episodes:
         raise ITLError(f"{config.file} holds {n_before:,} episodes, so none at {config.index:,}.")
-    tokenizer = ByteTokenizer()
+    tokenizer = _tokenizer(config)
     mark = "\033[32mgreen\033[0m" if colours else "[brackets]"
     print(f"What is trained is in {mark}.")
     for episode in episodes:
         print(f"\n{_headline(episode)}")
         print((coloured if colours else bracketed)(render(episode, tokenizer), tokenizer))
+
+
+def _tokenizer(config: Show) -> "DialogueTokenizer":
+    if not config.tokenizer:
+        from itl_agents.nanollama.tokenizer import ByteTokenizer
+
+        return ByteTokenizer()
+    from benchmarks.rollouts import quiet_transformers
+    from itl_agents.chat_template import ChatTokenizer
+    from itl_agents.pretrained import load_tokenizer
+
+    quiet_transformers()
+    return ChatTokenizer(
+        load_tokenizer(config.tokenizer), calls=config.calls, name=config.tokenizer
+    )
 
 
 def _headline(episode: Episode) -> str:

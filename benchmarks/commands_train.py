@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -20,8 +20,16 @@ from itl_env.dialogue import Style
 from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
-from itl_train.memory_config import MemoryConfig, RecipeName
+from itl_train import memory_config, sft_config
+from itl_train.memory_config import MemoryConfig
+from itl_train.sft_config import SFTSettings
 from itl_train.watch_config import WatchConfig
+
+if TYPE_CHECKING:
+    from itl_train.memory import MemoryRun
+    from itl_train.sft import SFTRun
+
+Settings = TypeVar("Settings")
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -43,8 +51,10 @@ class TrainMemory(WatchConfig, MemoryConfig):
     The folder can be interrupted at any time; the same command goes on.
     """
 
+    RECIPES: ClassVar = memory_config.RECIPES
+
     out: Path = Path("runs/memory")  # folder of the run
-    recipe: RecipeName = "quickstart"  # settings to begin with; all other flags override them
+    recipe: memory_config.RecipeName = "quickstart"  # settings to begin with; flags override them
     """quickstart: the defaults shown here. fast: larger batches, higher rates and a lower rotary
     base, until the people trained on are known. published: as in arXiv 2508.20755, every row
     padded to 257 tokens."""
@@ -53,39 +63,72 @@ class TrainMemory(WatchConfig, MemoryConfig):
 
 def run_train_memory(config: TrainMemory) -> None:
     """Train, and print the recall at the end."""
-    from benchmarks.progress import TrainingProgress
-    from benchmarks.statistics import percent
     from itl_train.memory import MemoryRun
 
-    settings = MemoryConfig(
-        **{field.name: getattr(config, field.name) for field in fields(MemoryConfig)}
-    )
-    run = MemoryRun(settings, config.out, config.watch())
-    if not run.team.first:
-        pass  # one process speaks
-    elif run.finished:
-        print(f"{config.out} is finished; this is its result")
-    elif run.step:
+    run = MemoryRun(_part(config, MemoryConfig), config.out, config.watch())
+    _train(run, config.out, config.mode, config.n_steps)
+
+
+def _part(config: Any, settings: type[Settings]) -> Settings:
+    """Of a command's flags, those that are settings of a kind."""
+    names = [field.name for field in fields(settings)]  # type: ignore[arg-type]
+    return settings(**{name: getattr(config, name) for name in names})
+
+
+def _train(run: "MemoryRun | SFTRun", out: Path, label: str, n_steps: int) -> None:
+    """Train a run to its end with progress, and print its result; one process speaks."""
+    from benchmarks.progress import TrainingProgress
+    from benchmarks.statistics import percent
+
+    if run.team.first and run.finished:
+        print(f"{out} is finished; this is its result")
+    elif run.team.first and run.step:
         print(f"going on from step {run.step:,}")
-    with TrainingProgress({config.mode: config.n_steps}) as progress:
-        last = run.train(partial(progress, config.mode))
+    with TrainingProgress({label: n_steps}) as progress:
+        last = run.train(partial(progress, label))
     if not run.team.first:
         return
-    for who, about in (("seen", "people trained on"), ("unseen", "unseen people")):
+    for who, about in (("seen", "what it was trained on"), ("unseen", "unseen people")):
         if f"asked_{who}" in last:
             recall = percent(last[f"right_{who}"], last[f"asked_{who}"])
             print(f"step {last['step']:,}: recall {recall} on {about}")
-    print(f"the run is in {config.out}")
+    print(f"the run is in {out}")
+
+
+@dataclass(frozen=True)
+class TrainSFT(SFTSettings):
+    """Fine-tune a pretrained model on the expert's episodes: to know facts, or to look them up.
+
+    The folder can be interrupted at any time; the same command goes on.
+    """
+
+    RECIPES: ClassVar = sft_config.RECIPES
+
+    out: Path = Path("runs/sft")  # folder of the run
+    recipe: sft_config.RecipeName = "lora"  # settings to begin with; flags override them
+    """lora: the defaults shown here, an adapter of rank 16. published: all weights in bfloat16,
+    batches of 128, and the learning rate of arXiv 2508.20755 for the model."""
+    config: str = ""  # YAML file of settings, such as another run's config.yaml; flags override it
+
+
+def run_train_sft(config: TrainSFT) -> None:
+    """Fine-tune, and print the recall at the end."""
+    from benchmarks.rollouts import quiet_transformers
+    from itl_train.sft import SFTRun
+
+    quiet_transformers()
+    settings = _part(config, SFTSettings)
+    _train(SFTRun(settings, config.out), config.out, config.mode, settings.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """Ask a trained model about people of a database, by default those its run did not train on.
+    """Ask a model about people of a database, by default those its run did not train on.
 
     Where the model belongs to a run, what is left out here is taken from its config.yaml.
     """
 
-    model: tyro.conf.Positional[Path]  # folder of a run or a checkpoint
+    model: tyro.conf.Positional[str]  # folder of a run or a checkpoint, a .gguf file, or a hub id
     database: str = ""  # URL or SQLite file of the fact database; the run's own by default
     table: str = ""  # its table of facts; the run's, else people
     key: str = ""  # the column that holds the names; the run's, else name
@@ -129,8 +172,10 @@ def run_eval(config: Eval) -> None:
 
     if config.out:
         check_new(Path(config.out))
-    find_checkpoint(config.model)  # if there is none, that is what is wrong
-    run = run_settings(config.model)
+    run: dict[str, Any] = {}
+    if (folder := Path(config.model)).is_dir():
+        find_checkpoint(folder)  # if there is none, that is what is wrong
+        run = run_settings(folder)
     url = config.database or run.get("database")
     if not url:
         raise ConfigError(f"{config.model} belongs to no run; name a database with --database.")
@@ -140,16 +185,16 @@ def run_eval(config: Eval) -> None:
         key=config.key or run.get("key", "name"),
     )
     mode = config.mode or run.get("mode", "in-tool")
-    n_trained = run.get("n_people", 0)
-    first = n_trained if config.start < 0 else config.start
     with source.open() as database:
+        n_trained = run.get("n_people", run.get("n_facts", 0) // len(database.attributes))
+        first = n_trained if config.start < 0 else config.start
         task = RecallTask(
             database,
             keys=people_from(database, first),
             style=config.style or run.get("style", "compact"),
             max_queries=max_queries_of(mode),
         )
-        agent = make_agent(str(config.model), task, config.temperature)
+        agent = make_agent(config.model, task, config.temperature)
         total = how_many(task, config.questions, config.n)
         facts = questions(task, config.questions, config.n)
         count = RecallCount()

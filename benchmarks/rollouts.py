@@ -14,6 +14,7 @@ from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
+from itl_env.files import read_json
 from itl_env.recall import RecallTask
 
 Questions = Literal["one", "all"]
@@ -22,26 +23,62 @@ SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent
 
 
 def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
-    """A scripted agent by its name, or a NanoLlama by the folder of its run or checkpoint.
+    """An agent: scripted, by its name; or a model, by the folder of its run or checkpoint, its
+    .gguf file, or its hub id.
 
-    Raises ConfigError if it is neither.
+    Raises ConfigError if it is none, or the model cannot play the task.
     """
     if name in SCRIPTED:
         return SCRIPTED[name](task)
-    if not Path(name).is_dir():
-        raise ConfigError(
-            f"There is no agent {name!r}; name one of {', '.join(SCRIPTED)}, or the folder of a "
-            "trained model."
-        )
-    from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
+    place, run = name, {}
+    if Path(name).is_dir():
+        checkpoint = find_checkpoint(Path(name))
+        if is_nanollama(checkpoint):
+            from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
 
-    checkpoint = find_checkpoint(Path(name))
-    return NanoLlamaAgent(
-        load_model(checkpoint),
-        open_tokenizer(checkpoint),
-        name=str(checkpoint),
+            return NanoLlamaAgent(
+                load_model(checkpoint),
+                open_tokenizer(checkpoint),
+                name=str(checkpoint),
+                temperature=temperature,
+            )
+        place, run = str(checkpoint), run_settings(Path(name))
+    elif "/" not in name and not name.endswith(".gguf"):
+        from itl_agents.hub import HUB_IDS
+
+        if name not in HUB_IDS:
+            raise ConfigError(
+                f"There is no agent {name!r}; name one of {', '.join(SCRIPTED)}, the folder of a "
+                f"trained model, a .gguf file, a hub id, or one of {', '.join(HUB_IDS)}."
+            )
+    from itl_agents.huggingface import HFAgent
+
+    quiet_transformers()
+    agent = HFAgent.load(
+        place,
+        calls=run.get("calls", "text"),
+        system=run.get("system", ""),
         temperature=temperature,
     )
+    if task.max_queries:
+        agent.chat.check_tool()
+    return agent
+
+
+def quiet_transformers() -> None:
+    """Leave progress to this library, and of messages those of errors."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def is_nanollama(checkpoint: Path) -> bool:
+    """Whether a model's folder is that of a NanoLlama, by the marks of its tokenizer."""
+    file = checkpoint / "tokenizer_config.json"
+    if not (checkpoint / "config.json").is_file() or not file.is_file():
+        return False
+    return bool(read_json(file).get("eos_token") == "<|eod|>")
 
 
 def find_checkpoint(folder: Path) -> Path:
@@ -54,7 +91,7 @@ def find_checkpoint(folder: Path) -> Path:
 
     if "members" in run_settings(folder):
         raise ConfigError(f"{folder} is of an ensemble; name one of its members, such as member-0.")
-    if (folder / "config.json").is_file():
+    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         check_whole(folder)
         return folder
     if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=2)):

@@ -4,7 +4,7 @@ A NanoLlama's folder is a Hugging Face model, and is loaded as one.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from itl_agents.hub import HUB_IDS
 from itl_env.errors import ConfigError, ITLError
-
-HUB_IDS: Mapping[str, str] = {
-    "smollm-135m": "HuggingFaceTB/SmolLM-135M-Instruct",
-    "smollm-360m": "HuggingFaceTB/SmolLM-360M-Instruct",
-    "smollm-1.7b": "HuggingFaceTB/SmolLM-1.7B-Instruct",
-    "llama-1b": "meta-llama/Llama-3.2-1B-Instruct",
-    "llama-3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "llama-8b": "meta-llama/Llama-3.1-8B-Instruct",
-}
-"""Short names of the models of arXiv 2508.20755, section 6."""
 
 ADAPTER = "adapter_config.json"
 
