@@ -14,6 +14,7 @@ import tyro
 
 from benchmarks.commands_play import check_new, check_slice, people_from
 from benchmarks.commands_world import Source
+from benchmarks.evaluation import Measured
 from benchmarks.quickstart import QuickstartConfig
 from benchmarks.rollouts import Questions
 from itl_env.dialogue import Style
@@ -142,8 +143,19 @@ class Eval:
     lanes: int = 256  # episodes side by side
     seed: int = 0  # drives what is drawn where temperature is above 0
     out: str = ""  # JSON lines file for the episodes; none by default
+    every: bool = False
+    """Measure every checkpoint of a fine-tuning run and its base, by what follows, and keep it in
+    RUN/evaluations; the same command goes on."""
+    n_seen: int = Measured.n_seen  # with --every: facts trained on that are asked for
+    n_unseen: int = Measured.n_unseen  # with --every: other facts that are asked for
+    hellaswag: int = Measured.hellaswag  # with --every: items of HellaSwag; 0 for none
+    hellaswag_file: str = ""  # of such items as lm-eval prepares them; the hub's data by default
+    drift: int = Measured.drift  # with --every: prompts to measure drift from the base; 0 for none
+    drift_tokens: int = Measured.drift_tokens  # of the base model's answer to each, at most
 
     def __post_init__(self) -> None:
+        if (self.hellaswag or self.drift) and not self.every:
+            raise ConfigError("HellaSwag and drift are measured with --every.")
         check_slice(self.n, max(self.start, 0), self.lanes, self.temperature)
         if self.samples < 0:
             raise ConfigError(f"samples is {self.samples}; it must not be negative.")
@@ -170,6 +182,9 @@ def run_eval(config: Eval) -> None:
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
 
+    if config.every:
+        run_evaluation(config)
+        return
     if config.out:
         check_new(Path(config.out))
     run: dict[str, Any] = {}
@@ -210,6 +225,20 @@ def run_eval(config: Eval) -> None:
     for episode in samples:
         verdict = "right" if episode.reward == 1.0 else f"wrong, it is {episode.fact.value!r}"
         print(f"  {episode.messages[0].content}  {quoted(_last_words(episode))}  {verdict}")
+
+
+def run_evaluation(config: Eval) -> None:
+    """Measure what is left of a fine-tuning run, and print the table."""
+    from benchmarks.evaluation import EVALUATIONS, RunEvaluation, summary
+    from benchmarks.progress import track
+    from benchmarks.rollouts import quiet_transformers
+    from benchmarks.timing import say
+
+    quiet_transformers()
+    folder = Path(config.model)
+    evaluation = RunEvaluation(folder, _part(config, Measured), say=say, track=track)
+    print(summary(evaluation.run()))
+    print(f"the table is in {folder / EVALUATIONS / 'table.csv'}")
 
 
 def _last_words(episode: Episode) -> str:

@@ -62,3 +62,51 @@ def percent(right: int, n: int) -> str:
 def interval(share: float, low: float, high: float) -> str:
     """A share and its interval, in per cent."""
     return f"{100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def standard_error(right: int, n: int) -> float:
+    """Of a share of independent questions; 0 if all are right, or none."""
+    share = right / n
+    return math.sqrt(share * (1 - share) / n)
+
+
+def paired_difference(
+    own: Sequence[float], other: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The mean difference of two models over the same items, with its interval.
+
+    Of paired differences the normal approximation is good from some hundred items on.
+
+    Raises ValueError unless both have the same items, at least one.
+    """
+    n = _paired(own, other)
+    differences = [a - b for a, b in zip(own, other, strict=True)]
+    mean = math.fsum(differences) / n
+    spread = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
+    return mean, mean - half, mean + half
+
+
+def paired_ratio(
+    own: Sequence[float], other: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """The ratio of two means over the same items, with its interval by the delta method.
+
+    nan where the other mean is 0. Raises ValueError unless both have the same items, at least one.
+    """
+    n = _paired(own, other)
+    mean_own, mean_other = math.fsum(own) / n, math.fsum(other) / n
+    if mean_other == 0:
+        return math.nan, math.nan, math.nan
+    ratio = mean_own / mean_other
+    # The linear part of the ratio's error: (a - ratio b) / mean(b), whose mean is 0.
+    residuals = [a - ratio * b for a, b in zip(own, other, strict=True)]
+    spread = math.sqrt(math.fsum(r**2 for r in residuals) / max(1, n - 1) / n) / mean_other
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
+    return ratio, ratio - half, ratio + half
+
+
+def _paired(own: Sequence[float], other: Sequence[float]) -> int:
+    if len(own) != len(other) or len(own) == 0:
+        raise ValueError(f"{len(own)} and {len(other)} items cannot be paired.")
+    return len(own)

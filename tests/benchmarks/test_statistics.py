@@ -1,11 +1,20 @@
 """Intervals against scipy's and against simulation."""
 
+import math
 import random
 
+import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from benchmarks.statistics import clustered_wilson, percent, wilson
+from benchmarks.statistics import (
+    clustered_wilson,
+    paired_difference,
+    paired_ratio,
+    percent,
+    standard_error,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +68,34 @@ def test_all_right_counts_people() -> None:
 def test_percent_reads_well() -> None:
     assert percent(973, 1000) == "97.3% [96.1, 98.1]"
     assert percent(0, 0) == "-"
+
+
+def test_paired_differences_are_those_of_a_paired_test() -> None:
+    rng = np.random.default_rng(0)
+    own, other = (rng.random(400) < share for share in (0.4, 0.45))
+    mean, low, high = paired_difference(own.astype(int), other.astype(int))
+    d = own.astype(int) - other.astype(int)
+    t = ttest_1samp(d, 0).confidence_interval(0.95)
+    assert mean == pytest.approx(d.mean())
+    assert (low, high) == pytest.approx(tuple(t), abs=1e-3)
+    assert paired_difference([1, 0], [1, 0]) == (0.0, 0.0, 0.0), "no item differs"
+
+
+def test_the_interval_of_a_paired_ratio_covers() -> None:
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(400):
+        other = rng.random(500) < 0.5
+        # Nine of ten items are as before, so pairing narrows the interval.
+        own = np.where(rng.random(500) < 0.9, other, rng.random(500) < 0.4)
+        _, low, high = paired_ratio(own.astype(int), other.astype(int))
+        covered += low <= 0.49 / 0.5 <= high
+        assert high - low < 0.1
+    assert 0.92 < covered / 400 < 0.98
+    assert math.isnan(paired_ratio([1, 0], [0, 0])[0])
+    with pytest.raises(ValueError, match="cannot be paired"):
+        paired_ratio([1], [1, 0])
+
+
+def test_a_standard_error_is_that_of_a_share() -> None:
+    assert standard_error(25, 100) == pytest.approx(np.sqrt(0.25 * 0.75 / 100))

@@ -1,0 +1,349 @@
+"""What a fine-tuned model recalls, and what it has paid for it: checkpoint by checkpoint.
+
+    itl eval runs/sft --hellaswag 1000 --drift 100
+
+For each checkpoint of a run, and for the model that it began with: recall through the real
+environment and database, HellaSwag, and drift from the base. Each part is written as it is done, to
+`RUN/evaluations/CHECKPOINT/PART.json`, and is not measured again with the same settings.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.statistics import (
+    clustered_wilson,
+    interval,
+    paired_difference,
+    paired_ratio,
+    standard_error,
+)
+from itl_env.episode import Episode
+from itl_env.errors import ConfigError, ITLError
+from itl_env.files import read_json, write_text
+from itl_train.run_folder import CONFIG, read_yaml
+from itl_train.sft_config import SFTSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from itl_agents.pretrained import Pretrained
+
+EVALUATIONS = "evaluations"
+BASE = "base"
+ASKED_OF = (
+    "database", "table", "key", "mode", "style", "calls", "system", "n_facts", "n_unseen",
+)  # fmt: skip
+"""Settings of a run on which the questions hang that are asked."""
+Say = Callable[[str], None]
+Track = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What is measured of each checkpoint."""
+
+    n_seen: int = 300  # facts trained on that are asked for, always the same ones
+    n_unseen: int = 100  # other facts that are asked for
+    hellaswag: int = 0  # items of HellaSwag, the first ones; 0 for none
+    hellaswag_file: str = ""  # file of items as lm-eval prepares them; the hub's data by default
+    drift: int = 0  # general prompts over which drift from the base is measured; 0 for none
+    drift_tokens: int = 400  # tokens of the base model's answer to each, at most
+
+    def __post_init__(self) -> None:
+        for name in ("n_seen", "n_unseen", "hellaswag", "drift"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative.")
+        if self.drift_tokens < 1:
+            raise ConfigError(f"drift_tokens is {self.drift_tokens}; it must be at least 1.")
+
+
+class RunEvaluation:
+    """The evaluation of one fine-tuning run.
+
+    folder: of the run. base_folder: where what is measured of the base model is kept, which runs of
+    one base may share; the run's own by default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        measured: Measured,
+        *,
+        base_folder: Path | None = None,
+        device: str = "cpu",
+        say: Say = lambda line: None,
+        track: Track = lambda episodes, label, total: episodes,
+    ) -> None:
+        """Raises ConfigError if the folder holds no fine-tuning run."""
+        self.folder = folder
+        self.measured = measured
+        self.settings = settings_of(folder)
+        self.base_folder = base_folder or folder / EVALUATIONS / BASE
+        self.device = device
+        self.say = say
+        self.track = track
+        self._base: Pretrained | None = None
+
+    def checkpoints(self) -> list[Path]:
+        """Those of the run, oldest first."""
+        from itl_train.checkpoint import checkpoints
+
+        return checkpoints(self.folder / "checkpoints")
+
+    def run(self, chosen: Sequence[Path] | None = None) -> "pd.DataFrame":
+        """Measure what is left of the base and of the checkpoints, and return the table.
+
+        chosen: checkpoints; all of the run by default. The table is also in
+        `evaluations/table.csv`.
+
+        Raises ConfigError if there is no checkpoint.
+        """
+        import pandas as pd
+
+        chosen = self.checkpoints() if chosen is None else chosen
+        if not chosen:
+            raise ConfigError(f"There is no checkpoint in {self.folder} to evaluate yet.")
+        base = self.measure_base()
+        rows = [self._row(BASE, base, base)]
+        for path in chosen:
+            rows.append(self._row(path.name, self.measure(path), base))
+        table = pd.DataFrame(rows)
+        file = self.folder / EVALUATIONS / "table.csv"
+        write_text(file, table.to_csv(index=False))
+        return table
+
+    def measure_base(self) -> dict[str, Any]:
+        """The parts of the model that the run began with; of drift there is none."""
+        load = self._load_base
+        return self._parts(self.base_folder, BASE, load, ("recall", "hellaswag"))
+
+    def measure(self, checkpoint: Path) -> dict[str, Any]:
+        """The parts of a checkpoint.
+
+        Raises ITLError if the checkpoint is damaged.
+        """
+        from itl_agents.pretrained import load_pretrained
+        from itl_train.checkpoint import check_whole
+
+        def load() -> "Pretrained":
+            check_whole(checkpoint)
+            dtype = self.settings.dtype
+            return load_pretrained(checkpoint, dtype=dtype, device=self.device)
+
+        folder = self.folder / EVALUATIONS / checkpoint.name
+        return self._parts(folder, checkpoint.name, load, ("recall", "hellaswag", "drift"))
+
+    def _load_base(self) -> "Pretrained":
+        from itl_agents.pretrained import load_pretrained
+
+        if self._base is None:
+            settings = self.settings
+            self._base = load_pretrained(settings.model, dtype=settings.dtype, device=self.device)
+        return self._base
+
+    def _parts(
+        self, folder: Path, name: str, load: Callable[[], "Pretrained"], parts: Sequence[str]
+    ) -> dict[str, Any]:
+        """What is known of a model, measured where it is not; the model is loaded if it is needed.
+
+        Returns the result of each part by its name.
+        """
+        loaded: Pretrained | None = None
+        found = {}
+        for part in parts:
+            if not (made_by := self._made_by(part)):
+                continue
+            file = folder / f"{part}.json"
+            if file.exists():
+                there = read_json(file, "Remove it, and it is measured anew.")
+                if there["made_by"] == made_by:
+                    found[part] = there["result"]
+                    continue
+            if loaded is None:
+                loaded = load()
+            self.say(f"{name}: {part}")
+            result = getattr(self, f"_measure_{part}")(loaded)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(file, json.dumps({"made_by": made_by, "result": result}) + "\n")
+            found[part] = result
+        return found
+
+    def _made_by(self, part: str) -> dict[str, Any]:
+        """The settings on which a part hangs; {} if it is not wanted."""
+        measured = asdict(self.measured)
+        if part == "recall":
+            asked = {name: measured[name] for name in ("n_seen", "n_unseen")}
+            own = {name: getattr(self.settings, name) for name in ASKED_OF}
+            return {**own, "asked": asked} if any(asked.values()) else {}
+        names = (
+            ["hellaswag", "hellaswag_file"] if part == "hellaswag" else ["drift", "drift_tokens"]
+        )
+        return {name: measured[name] for name in names} if measured[part] else {}
+
+    # -- the parts -------------------------------------------------------------------------------
+
+    def _agent(self, loaded: "Pretrained", max_new_tokens: int = 64) -> Any:
+        from itl_agents.huggingface import HFAgent
+
+        return HFAgent(
+            loaded.model,
+            loaded.tokenizer,
+            name=loaded.source,
+            calls=self.settings.calls,
+            system=self.settings.system,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def _measure_recall(self, loaded: "Pretrained") -> dict[str, Any]:
+        from itl_agents.agent import rollout
+        from itl_agents.evaluate import RecallCount
+        from itl_train.sft import Questions
+
+        questions = Questions.open(self.settings)
+        agent = self._agent(loaded)
+        result: dict[str, Any] = {}
+        for who, task, n in (
+            ("seen", questions.seen, self.measured.n_seen),
+            ("unseen", questions.unseen, self.measured.n_unseen),
+        ):
+            if task is None or not n:
+                continue
+            facts = questions.asked(task, n)
+            count = RecallCount()
+            samples: list[dict[str, Any]] = []
+            for episode in self.track(rollout(agent, task, facts), f"asking {who}", len(facts)):
+                count.add(episode)
+                if len(samples) < 3:
+                    samples.append(_sample(episode))
+            low, high = clustered_wilson(list(count.by_person.values()))
+            result[who] = {
+                "asked": count.asked,
+                "right": count.right,
+                "queried": count.n_queried,
+                "errors": count.n_errors,
+                "recall": count.recall,
+                "recall_error": standard_error(count.right, count.asked),
+                "low": low,
+                "high": high,
+                "by_attribute": count.by_attribute,
+                "samples": samples,
+            }
+        return result
+
+    def _measure_hellaswag(self, loaded: "Pretrained") -> dict[str, Any]:
+        from benchmarks.hellaswag import hellaswag
+
+        found = hellaswag(
+            loaded.model,
+            loaded.tokenizer,
+            limit=self.measured.hellaswag,
+            file=self.measured.hellaswag_file,
+        )
+        return asdict(found)
+
+    def _measure_drift(self, loaded: "Pretrained") -> dict[str, Any]:
+        from benchmarks.drift import base_answers, general_prompts, measure_drift
+
+        base = self._load_base()
+        self.base_folder.mkdir(parents=True, exist_ok=True)
+        answers = base_answers(
+            self._agent(base, self.measured.drift_tokens),
+            general_prompts(self.measured.drift),
+            self.base_folder / "answers.json",
+            self.say,
+        )
+        return asdict(measure_drift(base.model, loaded.model, answers))
+
+    # -- the table -------------------------------------------------------------------------------
+
+    def _row(self, name: str, parts: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+        """One line of the table: a model's figures, and how they compare with the base's."""
+        settings = self.settings
+        row: dict[str, Any] = {
+            "model": settings.model,
+            "mode": settings.mode,
+            "n_facts": settings.n_facts,
+            "checkpoint": name,
+            "step": 0 if name == BASE else int(name.rpartition("-")[2]),
+        }
+        for who, figures in parts.get("recall", {}).items():
+            for column in ("asked", "right", "recall", "recall_error", "low", "high"):
+                row[f"{who}_{column}"] = figures[column]
+        if "hellaswag" in parts:
+            for metric in ("acc", "acc_norm"):
+                own, theirs = (each["hellaswag"][metric] for each in (parts, base))
+                row |= _compared(f"hellaswag_{metric}", own, theirs)
+            row["hellaswag_items"] = len(parts["hellaswag"]["acc"])
+        drift = parts.get("drift")
+        if drift is None and name == BASE and self.measured.drift:
+            drift = dict.fromkeys(("kl", "kl_error", "tv", "tv_error"), 0.0)
+        return row | {f"drift_{key}": value for key, value in (drift or {}).items()}
+
+
+def _compared(name: str, own: Sequence[int], base: Sequence[int]) -> dict[str, float]:
+    """A share of items, its standard error, and its difference from and ratio to the base's."""
+    share = sum(own) / len(own)
+    difference, low, high = paired_difference(own, base)
+    ratio, ratio_low, ratio_high = paired_ratio(own, base)
+    return {
+        name: share,
+        f"{name}_error": standard_error(sum(own), len(own)),
+        f"{name}_change": difference,
+        f"{name}_change_low": low,
+        f"{name}_change_high": high,
+        f"{name}_relative": ratio,
+        f"{name}_relative_low": ratio_low,
+        f"{name}_relative_high": ratio_high,
+    }
+
+
+def _sample(episode: Episode) -> dict[str, Any]:
+    """An answer to look at."""
+    return {
+        "messages": [list(message) for message in episode.messages],
+        "value": episode.fact.value,
+        "right": episode.reward == 1.0,
+    }
+
+
+def summary(table: "pd.DataFrame") -> str:
+    """The table for people to read: shares in per cent, with 95% intervals where there is room."""
+    lines = []
+    for _, row in table.iterrows():
+        parts = [f"{row['checkpoint']:<14}"]
+        for who in ("seen", "unseen"):
+            if f"{who}_recall" in row:
+                share = interval(*(row[f"{who}_{key}"] for key in ("recall", "low", "high")))
+                parts.append(f"{who} {share}")
+        if "hellaswag_acc" in row:
+            keys = ("relative", "relative_low", "relative_high")
+            parts.append(
+                f"HellaSwag {100 * row['hellaswag_acc']:.1f}% "
+                f"(of the base's {interval(*(row[f'hellaswag_acc_{key}'] for key in keys))})"
+            )
+        if "drift_tv" in row:
+            parts.append(
+                f"TV {row['drift_tv']:.3f} +- {row['drift_tv_error']:.3f}, "
+                f"KL {row['drift_kl']:.3f} +- {row['drift_kl_error']:.3f}"
+            )
+        lines.append("  ".join(parts))
+    return "\n".join(lines)
+
+
+def settings_of(folder: Path) -> SFTSettings:
+    """The settings of a fine-tuning run; raises ConfigError if the folder holds none."""
+    if not (folder / CONFIG).is_file():
+        raise ConfigError(f"{folder} holds no run; name the folder of `itl train sft`.")
+    found = read_yaml(folder / CONFIG)
+    names = [field.name for field in fields(SFTSettings)]
+    if "model" not in found:
+        raise ConfigError(
+            f"{folder} holds a run that began from nothing, so there is no base to compare with; "
+            "leave out HellaSwag and drift, or fine-tune its checkpoint with `itl train sft`."
+        )
+    if unknown := [name for name in found if name not in names]:
+        raise ITLError(f"{folder / CONFIG} has the setting {unknown[0]!r}, which is not known.")
+    return SFTSettings(**found)

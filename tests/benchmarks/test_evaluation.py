@@ -1,0 +1,96 @@
+"""The evaluation of fine-tuning runs: what is measured, compared, kept and not measured again."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks.evaluation import Measured, RunEvaluation
+from itl_env.errors import ConfigError
+from itl_train.checkpoint import checkpoints
+from itl_train.sft import train_sft
+
+from ..itl_train.test_sft import small, tiny_llama
+from .test_hellaswag import ITEMS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("items") / "items.jsonl"
+    file.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    return file
+
+
+@pytest.fixture(scope="module")
+def trained(world: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    settings = small(
+        world, tiny_llama(folder / "llama"), lora_rank=0, lr=5e-3, n_facts=4, n_unseen=4,
+        n_steps=60, evaluate_every=500.0, checkpoint_every=30.0,
+    )  # fmt: skip
+    train_sft(settings, folder / "run")
+    return folder / "run"
+
+
+def test_a_run_is_measured_checkpoint_by_checkpoint(
+    run, trained: Path, items: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (
+        "eval", trained, "--every", "--n-seen", "4", "--n-unseen", "4", "--hellaswag", "6",
+        "--hellaswag-file", items, "--drift", "2", "--drift-tokens", "6",
+    )  # fmt: skip
+    status, said, _ = run(*command)
+    assert status == 0
+    table = pd.read_csv(trained / "evaluations" / "table.csv")
+    names = [path.name for path in checkpoints(trained / "checkpoints")]
+    assert table["checkpoint"].tolist() == ["base", *names]
+    base, last = table.iloc[0], table.iloc[-1]
+    assert base["seen_recall"] == 0.0
+    assert last["seen_recall"] == 1.0, "60 steps teach four facts"
+    assert (base["drift_kl"], base["hellaswag_acc_relative"]) == (0.0, 1.0)
+    assert last["drift_kl"] > 1.0
+    assert 0 < last["drift_tv"] <= 1
+    assert last["hellaswag_items"] == 6
+    assert last["hellaswag_acc_change"] == pytest.approx(
+        last["hellaswag_acc"] - base["hellaswag_acc"]
+    )
+    samples = json.loads((trained / "evaluations" / names[-1] / "recall.json").read_text())
+    assert samples["result"]["seen"]["samples"][0]["right"] is True
+    assert f"{names[-1]}" in said
+    assert "seen 100.0%" in said
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patched:
+        for part in ("recall", "hellaswag", "drift"):
+            patched.setattr(RunEvaluation, f"_measure_{part}", refuse)
+        assert run(*command)[:2] == (0, said)
+        (trained / "evaluations" / names[-1] / "drift.json").unlink()
+        with pytest.raises(AssertionError, match="measured again"):
+            run(*command)
+    assert run(*command)[:2] == (0, said), "only what was left is measured, to the same figures"
+
+
+def test_other_settings_are_measured_anew(trained: Path, items: Path) -> None:
+    last = checkpoints(trained / "checkpoints")[-1:]
+    for n in (2, 4):
+        table = RunEvaluation(trained, Measured(n_seen=n, n_unseen=0)).run(last)
+        assert table["seen_asked"].tolist() == [n, n]
+        assert "unseen_asked" not in table
+        assert "hellaswag_acc" not in table
+
+
+def test_what_is_no_fine_tuning_run_is_refused(run, tmp_path: Path, trained: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no run"):
+        RunEvaluation(tmp_path, Measured())
+    (tmp_path / "config.yaml").write_text("d_model: 3\n")
+    with pytest.raises(ConfigError, match="began from nothing, so there is no base"):
+        RunEvaluation(tmp_path, Measured())
+    status, _, said = run("eval", trained, "--drift", "2")
+    assert (status, said) == (2, "itl: HellaSwag and drift are measured with --every.\n")
+    with pytest.raises(ConfigError, match="hellaswag is -1"):
+        Measured(hellaswag=-1)
