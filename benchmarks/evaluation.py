@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 EVALUATIONS = "evaluations"
 BASE = "base"
+PARTS = ("recall", "hellaswag", "drift")
 ASKED_OF = (
     "database", "table", "key", "mode", "style", "calls", "system", "n_facts", "n_unseen",
 )  # fmt: skip
@@ -63,8 +64,9 @@ class Measured:
 class RunEvaluation:
     """The evaluation of one fine-tuning run.
 
-    folder: of the run. base_folder: where what is measured of the base model is kept, which runs of
-    one base may share; the run's own by default.
+    folder: of the run. measured: of the base and of the last checkpoint. between: of those in
+    between; the same by default. base_folder: where HellaSwag of the base and its answers are kept,
+    which runs of one base may share; the run's own by default.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RunEvaluation:
         folder: Path,
         measured: Measured,
         *,
+        between: Measured | None = None,
         base_folder: Path | None = None,
         device: str = "cpu",
         say: Say = lambda line: None,
@@ -80,6 +83,7 @@ class RunEvaluation:
         """Raises ConfigError if the folder holds no fine-tuning run."""
         self.folder = folder
         self.measured = measured
+        self.between = between or measured
         self.settings = settings_of(folder)
         self.base_folder = base_folder or folder / EVALUATIONS / BASE
         self.device = device
@@ -117,8 +121,11 @@ class RunEvaluation:
 
     def measure_base(self) -> dict[str, Any]:
         """The parts of the model that the run began with; of drift there is none."""
-        load = self._load_base
-        return self._parts(self.base_folder, BASE, load, ("recall", "hellaswag"))
+        own, load = self.folder / EVALUATIONS / BASE, self._load_base
+        return {
+            **self._parts(own, BASE, load, self.measured, ("recall",)),
+            **self._parts(self.base_folder, BASE, load, self.measured, ("hellaswag",)),
+        }
 
     def measure(self, checkpoint: Path) -> dict[str, Any]:
         """The parts of a checkpoint.
@@ -134,7 +141,9 @@ class RunEvaluation:
             return load_pretrained(checkpoint, dtype=dtype, device=self.device)
 
         folder = self.folder / EVALUATIONS / checkpoint.name
-        return self._parts(folder, checkpoint.name, load, ("recall", "hellaswag", "drift"))
+        is_last = checkpoint.name == self.checkpoints()[-1].name
+        measured = self.measured if is_last else self.between
+        return self._parts(folder, checkpoint.name, load, measured, PARTS)
 
     def _load_base(self) -> "Pretrained":
         from itl_agents.pretrained import load_pretrained
@@ -145,7 +154,12 @@ class RunEvaluation:
         return self._base
 
     def _parts(
-        self, folder: Path, name: str, load: Callable[[], "Pretrained"], parts: Sequence[str]
+        self,
+        folder: Path,
+        name: str,
+        load: Callable[[], "Pretrained"],
+        measured: Measured,
+        parts: Sequence[str],
     ) -> dict[str, Any]:
         """What is known of a model, measured where it is not; the model is loaded if it is needed.
 
@@ -154,7 +168,7 @@ class RunEvaluation:
         loaded: Pretrained | None = None
         found = {}
         for part in parts:
-            if not (made_by := self._made_by(part)):
+            if not (made_by := self._made_by(part, measured)):
                 continue
             file = folder / f"{part}.json"
             if file.exists():
@@ -165,23 +179,21 @@ class RunEvaluation:
             if loaded is None:
                 loaded = load()
             self.say(f"{name}: {part}")
-            result = getattr(self, f"_measure_{part}")(loaded)
+            result = getattr(self, f"_measure_{part}")(loaded, measured)
             folder.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps({"made_by": made_by, "result": result}) + "\n")
             found[part] = result
         return found
 
-    def _made_by(self, part: str) -> dict[str, Any]:
+    def _made_by(self, part: str, measured: Measured) -> dict[str, Any]:
         """The settings on which a part hangs; {} if it is not wanted."""
-        measured = asdict(self.measured)
+        wanted, dtype = asdict(measured), {"dtype": self.settings.dtype}
         if part == "recall":
-            asked = {name: measured[name] for name in ("n_seen", "n_unseen")}
+            asked = {name: wanted[name] for name in ("n_seen", "n_unseen")}
             own = {name: getattr(self.settings, name) for name in ASKED_OF}
-            return {**own, "asked": asked} if any(asked.values()) else {}
-        names = (
-            ["hellaswag", "hellaswag_file"] if part == "hellaswag" else ["drift", "drift_tokens"]
-        )
-        return {name: measured[name] for name in names} if measured[part] else {}
+            return {**own, **dtype, "asked": asked} if any(asked.values()) else {}
+        how = "hellaswag_file" if part == "hellaswag" else "drift_tokens"
+        return {part: wanted[part], how: wanted[how], **dtype} if wanted[part] else {}
 
     # -- the parts -------------------------------------------------------------------------------
 
@@ -197,7 +209,7 @@ class RunEvaluation:
             max_new_tokens=max_new_tokens,
         )
 
-    def _measure_recall(self, loaded: "Pretrained") -> dict[str, Any]:
+    def _measure_recall(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
         from itl_agents.agent import rollout
         from itl_agents.evaluate import RecallCount
         from itl_train.sft import Questions
@@ -206,8 +218,8 @@ class RunEvaluation:
         agent = self._agent(loaded)
         result: dict[str, Any] = {}
         for who, task, n in (
-            ("seen", questions.seen, self.measured.n_seen),
-            ("unseen", questions.unseen, self.measured.n_unseen),
+            ("seen", questions.seen, measured.n_seen),
+            ("unseen", questions.unseen, measured.n_unseen),
         ):
             if task is None or not n:
                 continue
@@ -233,29 +245,29 @@ class RunEvaluation:
             }
         return result
 
-    def _measure_hellaswag(self, loaded: "Pretrained") -> dict[str, Any]:
+    def _measure_hellaswag(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
         from benchmarks.hellaswag import hellaswag
 
         found = hellaswag(
             loaded.model,
             loaded.tokenizer,
-            limit=self.measured.hellaswag,
-            file=self.measured.hellaswag_file,
+            limit=measured.hellaswag,
+            file=measured.hellaswag_file,
         )
         return asdict(found)
 
-    def _measure_drift(self, loaded: "Pretrained") -> dict[str, Any]:
+    def _measure_drift(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
         from benchmarks.drift import base_answers, general_prompts, measure_drift
 
         base = self._load_base()
         self.base_folder.mkdir(parents=True, exist_ok=True)
         answers = base_answers(
             self._agent(base, self.measured.drift_tokens),
-            general_prompts(self.measured.drift),
+            general_prompts(max(measured.drift, self.measured.drift)),
             self.base_folder / "answers.json",
             self.say,
         )
-        return asdict(measure_drift(base.model, loaded.model, answers))
+        return asdict(measure_drift(base.model, loaded.model, answers[: measured.drift]))
 
     # -- the table -------------------------------------------------------------------------------
 
@@ -275,7 +287,8 @@ class RunEvaluation:
         if "hellaswag" in parts:
             for metric in ("acc", "acc_norm"):
                 own, theirs = (each["hellaswag"][metric] for each in (parts, base))
-                row |= _compared(f"hellaswag_{metric}", own, theirs)
+                # In between there may be fewer items: the first ones.
+                row |= _compared(f"hellaswag_{metric}", own, theirs[: len(own)])
             row["hellaswag_items"] = len(parts["hellaswag"]["acc"])
         drift = parts.get("drift")
         if drift is None and name == BASE and self.measured.drift:

@@ -1,5 +1,6 @@
 """The evaluation of fine-tuning runs: what is measured, compared, kept and not measured again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -82,6 +83,25 @@ def test_other_settings_are_measured_anew(trained: Path, items: Path) -> None:
         assert table["seen_asked"].tolist() == [n, n]
         assert "unseen_asked" not in table
         assert "hellaswag_acc" not in table
+
+
+def test_checkpoints_in_between_may_be_measured_with_less(
+    trained: Path, items: Path, tmp_path: Path
+) -> None:
+    between = Measured(n_seen=0, n_unseen=0, hellaswag=3, hellaswag_file=str(items), drift=1)
+    full = Measured(
+        n_seen=4, n_unseen=0, hellaswag=6, hellaswag_file=str(items), drift=2, drift_tokens=6
+    )
+    between = dataclasses.replace(between, drift_tokens=6)
+    evaluation = RunEvaluation(trained, full, between=between, base_folder=tmp_path)
+    table = evaluation.run().set_index("checkpoint")
+    first, last = table.index[1:]
+    assert table["hellaswag_items"].tolist() == [6, 3, 6]
+    assert table["drift_n_tokens"][first] < table["drift_n_tokens"][last]
+    assert table["seen_asked"].isna().tolist() == [False, True, False]
+    right = json.loads((tmp_path / "hellaswag.json").read_text())["result"]["acc"]
+    expected = table["hellaswag_acc"][first] - sum(right[:3]) / 3
+    assert table["hellaswag_acc_change"][first] == pytest.approx(expected)
 
 
 def test_what_is_no_fine_tuning_run_is_refused(run, tmp_path: Path, trained: Path) -> None:
