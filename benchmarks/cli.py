@@ -53,6 +53,12 @@ STUDIES = {
         "benchmarks.quickstart_seeds:quickstart_seeds",
         resumes=True,
     ),
+    "large-scale": Command(
+        "pretrained models that know facts or look them up: recall, HellaSwag, drift",
+        "benchmarks.large_scale:LargeScaleConfig",
+        "benchmarks.large_scale:large_scale",
+        resumes=True,
+    ),
     **{
         name: Command(
             summary,

@@ -1,0 +1,338 @@
+"""What does it cost a pretrained model to know facts, and what to look them up?
+
+    itl bench run large-scale --model MODEL --hellaswag-file ITEMS --out runs/large-scale
+
+Fine-tunes a pretrained model to know facts, a growing number of them, and to look facts up, and
+measures at every checkpoint what it recalls, what it still knows of everyday life, and how far it
+has drifted from its base (arXiv 2508.20755, section 6).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.cells import World
+from benchmarks.evaluation import EVALUATIONS, Measured, RunEvaluation
+from benchmarks.machine import cpu_name
+from benchmarks.reference import LARGE_SCALE, RECALL
+from benchmarks.statistics import interval
+from benchmarks.studies import RESULTS, Study, StudyConfig
+from benchmarks.study_report import finish, number, table
+from itl_env.errors import ConfigError
+from itl_env.facts import ATTRIBUTES
+from itl_env.files import write_text
+from itl_env.recall import Mode
+from itl_train.rows import columns
+from itl_train.sft_config import RECIPES, SFTSettings
+from itl_train.sweep import Cell, Row, digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHECKPOINTS = "checkpoints.csv"
+PROTOCOL = 1
+"""To be raised when runs of the same settings come to train or to be asked otherwise."""
+
+
+class Job(NamedTuple):
+    """One run: what is taught, and the settings in which it differs from the recipe."""
+
+    mode: Mode
+    n_facts: int
+    own: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much a preset runs."""
+
+    jobs: Mapping[str, tuple[Job, ...]]  # by the model; "" for the one that is named
+    measured: Measured  # of the base and of last checkpoints
+    between: Measured  # of the checkpoints in between
+    n_unseen: int  # facts that no run trains on
+    common: Mapping[str, Any] = field(default_factory=dict)  # settings of all runs
+
+
+def _paper() -> dict[str, tuple[Job, ...]]:
+    """The grid of the paper: six models, five numbers of facts to know, one to look up."""
+    published = RECIPES["published"]
+    jobs = {}
+    for model in ("smollm-135m", "smollm-360m", "smollm-1.7b", "llama-1b", "llama-3b", "llama-8b"):
+        tool = {**published, "n_epochs": 15.0}
+        if model.startswith("llama"):  # no rate was published; the one to know facts
+            tool["lr"] = SFTSettings("", model, mode="in-weight", **published).rate
+        jobs[model] = (
+            *(Job("in-weight", n, published) for n in (500, 1_000, 5_000, 10_000, 50_000)),
+            Job("in-tool", 500 if model.startswith("llama") else 1_000, tool),
+        )
+    return jobs
+
+
+# Facts need more room than a tool does.
+KNOW = {"lora_rank": 64, "lora_alpha": 128, "batch_size": 16, "at_once": 16}
+PRESETS = {
+    "smoke": Plan(
+        {"": (Job("in-weight", 4, {"n_steps": 40, "lora_rank": 0, "lr": 5e-3}),
+              Job("in-tool", 8, {"n_steps": 2}))},
+        Measured(n_seen=4, n_unseen=4, hellaswag=4, drift=2, drift_tokens=6),
+        Measured(n_seen=4, n_unseen=0, drift=1, drift_tokens=6),
+        n_unseen=4,
+        common={"checkpoint_every": 40.0, "evaluate_every": 40.0, "n_evaluate": 4},
+    ),
+    "laptop": Plan(
+        {"": (
+            Job("in-tool", 1_000,
+                {"n_steps": 40, "evaluate_every": 0.08, "checkpoint_every": 0.08}),
+            *(Job("in-weight", n, {**KNOW, "n_epochs": 30.0, "stop_at": RECALL})
+              for n in (100, 500, 2_000)),
+        )},
+        Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=100),
+        Measured(n_seen=100, n_unseen=100, hellaswag=200, drift=20),
+        n_unseen=400,
+        common={"checkpoint_every": 5.0, "evaluate_every": 1.0},
+    ),
+    "paper": Plan(
+        _paper(),
+        Measured(n_seen=300, n_unseen=100, hellaswag=10_042, drift=100),
+        Measured(n_seen=300, n_unseen=100, hellaswag=1_000, drift=100),
+        n_unseen=100,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class LargeScaleConfig(StudyConfig):
+    """Fine-tune pretrained models to know facts and to look them up, and measure what it costs.
+
+    The same command goes on with an interrupted study.
+    """
+
+    model: str = ""  # what is fine-tuned by smoke and laptop: a folder, a .gguf file, or a hub id
+    hellaswag_file: str = ""  # items as lm-eval prepares them; the hub's data by default
+    seed: int = 0  # drives the world, the adapters and the order of the data
+
+
+def large_scale(config: LargeScaleConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Run what is left; writes `report.md`, `runs.csv`, `checkpoints.csv` and two figures."""
+    from benchmarks.large_scale_plots import facts_figure, steps_figure
+
+    plan = PRESETS[config.preset]
+    if "" in plan.jobs and not config.model:
+        raise ConfigError(
+            f"The preset {config.preset} fine-tunes a model of yours; name it with --model."
+        )
+    study: Study[None] = Study("large-scale", config, sft_cell)
+    cells = [
+        cell(model or config.model, job, plan, config)
+        for model, jobs in plan.jobs.items()
+        for job in jobs
+    ]
+    rows = study.run(cells)
+    every = checkpoint_table(cells, config.out)
+    write_text(config.out / CHECKPOINTS, every.to_csv(index=False))
+    facts_figure(rows, config.out / "facts.png")
+    steps_figure(every, config.out / "steps.png")
+    result = {"rows": rows, "measured": asdict(plan.measured), "between": asdict(plan.between)}
+    return finish(study, result, report(result), say, model=dict(plan.common))
+
+
+def cell(model: str, job: Job, plan: Plan, config: LargeScaleConfig) -> Cell:
+    """One run and its evaluation; its name ends in a hash of all settings but the files' places."""
+    label = Path(model).name
+    sft = {
+        **plan.common, **job.own, "model": model, "mode": job.mode, "n_facts": job.n_facts,
+        "n_unseen": plan.n_unseen, "seed": config.seed, "device": config.device,
+    }  # fmt: skip
+    n_people = (job.n_facts + plan.n_unseen) // len(ATTRIBUTES)
+    settings: dict[str, Any] = {
+        "label": label,
+        "world": vars(World(n_people, config.seed)),
+        "sft": sft,
+        **{
+            name: {**asdict(measured), "hellaswag_file": config.hellaswag_file}
+            for name, measured in (("measured", plan.measured), ("between", plan.between))
+        },
+    }
+    resolved = asdict(SFTSettings(database="", **sft)) | {"model": label}
+    matter = {key: value for key, value in resolved.items() if key not in ("device", "n_threads")}
+    asked = [asdict(each) for each in (plan.measured, plan.between)]
+    name = f"{label}-{job.mode}-{job.n_facts}-facts-seed-{config.seed}"
+    return Cell(f"{name}-{digest([PROTOCOL, settings['world'], matter, asked])}", settings)
+
+
+def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
+    """Fine-tune, and measure every checkpoint; the row is that of the last one.
+
+    settings: of `cell`. `base_` columns are of the model that the run began with.
+    """
+    from benchmarks.rollouts import quiet_transformers
+    from itl_train.sft import SFTRun
+
+    quiet_transformers()
+    database = str(World(**settings["world"]).build(folder.parent / "worlds"))
+    run = SFTRun(SFTSettings(database=database, **settings["sft"]), folder / "run")
+    run.train()
+    n_parameters = run.trainer.model.num_parameters()
+    steps, losses = _training(run.folder.rows())
+    del run  # and the model with it
+    evaluation = RunEvaluation(
+        folder / "run",
+        Measured(**settings["measured"]),
+        between=Measured(**settings["between"]),
+        base_folder=folder.parent / f"base-{settings['label']}",
+        device=settings["sft"]["device"],
+    )
+    found = evaluation.run()
+    base, last = found.iloc[0], found.iloc[-1]
+    return {
+        **last.drop("checkpoint").to_dict(),
+        **{f"base_{name}": base[name] for name in _figures(base.index)},
+        "model": settings["label"],
+        "parameters": n_parameters,
+        "seed": settings["sft"]["seed"],
+        "steps_to_recall": steps,
+        "loss": losses[-1] if losses else None,
+        "cpu": cpu_name(),
+        **{f"sft_{name}": value for name, value in columns(settings["sft"]).items()},
+    }
+
+
+def _figures(names: Sequence[str]) -> list[str]:
+    return [name for name in names if name.endswith(("_recall", "_low", "_high", "_acc"))]
+
+
+def _training(rows: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[float]]:
+    """The first step at which an evaluation showed the recall, if one did, and all losses."""
+    there = [r["step"] for r in rows if r.get("recall_seen", 0.0) >= RECALL]
+    return (there[0] if there else None), [row["loss"] for row in rows if "loss" in row]
+
+
+def checkpoint_table(cells: Sequence[Cell], out: Path) -> "pd.DataFrame":
+    """Every measured checkpoint of the cells: of runs here, or of the library's own results."""
+    import pandas as pd
+
+    shipped = RESULTS / "large-scale" / CHECKPOINTS
+    known = pd.read_csv(shipped) if shipped.exists() else pd.DataFrame({"cell": []})
+    parts = []
+    for each in cells:
+        here = out / each.name / "run" / EVALUATIONS / "table.csv"
+        if here.exists():
+            part = pd.read_csv(here)
+            part.insert(0, "cell", each.name)
+            losses = _losses(out / each.name / "run")
+            part["loss"] = [losses.get(int(step)) for step in part["step"]]
+        else:
+            part = known[known["cell"] == each.name]
+        parts.append(part.assign(model=each.settings["label"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _losses(run: Path) -> dict[int, float]:
+    """The newest loss at or before each step that was logged."""
+    from itl_train.run_folder import RunFolder
+
+    return {row["step"]: row["loss"] for row in RunFolder(run).rows() if "loss" in row}
+
+
+def report(result: Mapping[str, Any]) -> str:
+    """`report.md`: the figures, a line for each run, and the paper's claim as it was measured."""
+    rows = result["rows"]
+    lines = [
+        (
+            row["model"],
+            row["mode"],
+            f"{row['n_facts']:,.0f}",
+            f"{row['step']:,.0f}",
+            _share(row, "seen"),
+            _share(row, "unseen"),
+            f"{100 * row['hellaswag_acc']:.1f}%" if "hellaswag_acc" in row else "-",
+            _relative(row),
+            _with_error(row, "tv"),
+            _with_error(row, "kl"),
+            number(row.get("steps_to_recall")),
+            _published(row),
+        )
+        for row in rows
+    ]
+    head = (
+        "model", "mode", "facts", "steps", "recall, trained on", "recall, unseen", "HellaSwag",
+        "of the base's", "TV", "KL", f"steps to {RECALL}", "published: HellaSwag / TV / steps",
+    )  # fmt: skip
+    measured = result["measured"]
+    return f"""# What does it cost a pretrained model to know facts, or to look them up?
+
+![HellaSwag, drift and steps against facts](facts.png)
+
+{table(head, lines, left=2)}
+
+Figures are of the last checkpoint. Recall is asked in the real environment: an in-tool model's own
+query is run against the database. Unseen facts are of people that no run was trained on; in-weight
+models cannot know them. Shares have 95% intervals: recall Wilson's, clustered by person; HellaSwag
+relative to the base's paired over the same {measured["hellaswag"]:,} items. TV and KL are those of
+the whole vocabulary, KL(base || model) in nats, at each token of what the base answers to
+{measured["drift"]} general prompts (at most {measured["drift_tokens"]} tokens each), with the
+standard error over tokens, as if these were independent.
+
+{claim(rows)}
+
+![recall, HellaSwag and drift against steps](steps.png)
+
+Published figures are drawn faintly. They are of other models and of full fine-tuning; their runs
+pasted the gold value as the tool's reply, scored recall by substring, and took KL and TV from
+unshifted logits without attention masks.
+"""
+
+
+def claim(rows: Sequence[Row]) -> str:
+    """In words: whether looking up leaves a model as it was, and knowing more changes it more."""
+    said = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == model]
+        for row in (r for r in own if r["mode"] == "in-tool" and "hellaswag_acc" in r):
+            low, high = row["hellaswag_acc_change_low"], row["hellaswag_acc_change_high"]
+            moved = "does not differ from" if low <= 0 <= high else "differs from"
+            said.append(
+                f"- {model}, in-tool: HellaSwag {moved} the base's "
+                f"({100 * row['hellaswag_acc_change']:+.1f} points [{100 * low:+.1f}, "
+                f"{100 * high:+.1f}])"
+                + (f"; TV {row['drift_tv']:.3f}." if "drift_tv" in row else ".")
+            )
+        known = sorted((r for r in own if r["mode"] == "in-weight"), key=lambda r: r["n_facts"])
+        drifts = [row["drift_tv"] for row in known if "drift_tv" in row]
+        if len(drifts) > 1:
+            grows = all(a < b for a, b in pairwise(drifts))
+            facts = " / ".join(f"{row['n_facts']:,.0f}" for row in known)
+            said.append(
+                f"- {model}, in-weight: TV {'grows' if grows else 'does not always grow'} with the "
+                f"facts ({' / '.join(f'{tv:.3f}' for tv in drifts)} at {facts})."
+            )
+    return "\n".join(said) or "Nothing was measured from which the paper's claim could be judged."
+
+
+def _share(row: Row, who: str) -> str:
+    if f"{who}_recall" not in row:
+        return "-"
+    return interval(*(row[f"{who}_{key}"] for key in ("recall", "low", "high")))
+
+
+def _relative(row: Row) -> str:
+    if "hellaswag_acc_relative" not in row:
+        return "-"
+    keys = ("relative", "relative_low", "relative_high")
+    return interval(*(row[f"hellaswag_acc_{key}"] for key in keys))
+
+
+def _with_error(row: Row, name: str) -> str:
+    if f"drift_{name}" not in row:
+        return "-"
+    return f"{row[f'drift_{name}']:.3f} +- {row[f'drift_{name}_error']:.3f}"
+
+
+def _published(row: Row) -> str:
+    found = LARGE_SCALE.get((row["model"], row["mode"], int(row["n_facts"])))
+    if found is None:
+        return "-"
+    tv = "-" if found.tv is None else f"{found.tv:.3f}"
+    return f"{found.hellaswag:.1f}% / {tv} / {number(found.steps)}"

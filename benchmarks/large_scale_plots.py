@@ -1,0 +1,136 @@
+"""The figures of the large-scale study."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.plots import CHANCE, save
+from benchmarks.reference import LARGE_SCALE, RECALL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Rows = Sequence[Mapping[str, Any]]
+MARKS = {"in-weight": "o", "in-tool": "s"}
+LINES = {"in-weight": "-", "in-tool": "--"}
+
+
+def facts_figure(rows: Rows, path: Path) -> None:
+    """Against facts: HellaSwag, absolute and relative, drift, and steps to the recall; and recall
+    against the model's size.
+    """
+    figure = Figure(figsize=(13, 7))
+    axes = figure.subplots(2, 3).flat
+    hellaswag, relative, drift, steps, size, legend = axes
+    for colour, model in _colours(rows):
+        for mode in MARKS:
+            own = sorted(
+                (r for r in rows if (r["model"], r["mode"]) == (model, mode)),
+                key=lambda r: r["n_facts"],
+            )
+            style = {
+                "color": colour, "marker": MARKS[mode], "ls": LINES[mode], "capsize": 3,
+                "label": f"{model}, {mode}",
+            }  # fmt: skip
+            _points(hellaswag, own, "n_facts", "hellaswag_acc", "hellaswag_acc_error", style)
+            _points(relative, own, "n_facts", "hellaswag_acc_relative", None, style)
+            _points(drift, own, "n_facts", "drift_tv", "drift_tv_error", style)
+            _points(steps, own, "n_facts", "steps_to_recall", None, style)
+            _points(size, own, "parameters", "seen_recall", "seen_recall_error", style)
+    _published(relative, drift, steps)
+    for each, (x, y) in {
+        hellaswag: ("facts", "HellaSwag, accuracy"),
+        relative: ("facts", "HellaSwag, share of the base's"),
+        drift: ("facts", "TV from the base"),
+        steps: ("facts", f"steps to a recall of {RECALL}"),
+        size: ("parameters of the model", "recall of facts trained on"),
+    }.items():
+        each.set(xscale="log", xlabel=x, ylabel=y)
+        each.spines[["top", "right"]].set_visible(False)
+    relative.axhline(1.0, color=CHANCE, lw=1, ls=":")
+    legend.axis("off")
+    handles, labels = drift.get_legend_handles_labels()
+    if not handles:
+        handles, labels = size.get_legend_handles_labels()
+    legend.legend(handles, labels, frameon=False, fontsize=8, loc="center left")
+    figure.tight_layout()
+    save(figure, path)
+
+
+def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> None:
+    """Against steps: recall, HellaSwag and drift of every run; and loss against KL."""
+    figure = Figure(figsize=(13, 3.6))
+    recall, hellaswag, drift, loss = figure.subplots(1, 4)
+    for place, (_, run) in enumerate(checkpoints.groupby("cell", sort=False)):
+        rows = run.sort_values("step").to_dict("records")
+        first = rows[0]
+        label = f"{first['model']}, {first['mode']}, {first['n_facts']:,.0f} facts"
+        style = {
+            "color": f"C{place}", "marker": ".", "ls": LINES[first["mode"]], "capsize": 2,
+            "label": label,
+        }  # fmt: skip
+        _points(recall, rows, "step", "seen_recall", "seen_recall_error", style)
+        _points(hellaswag, rows, "step", "hellaswag_acc", "hellaswag_acc_error", style)
+        _points(drift, rows, "step", "drift_tv", "drift_tv_error", style)
+        _points(loss, rows, "loss", "drift_kl", "drift_kl_error", {**style, "ls": ""})
+    for each, (x, y) in {
+        recall: ("optimizer step", "recall of facts trained on"),
+        hellaswag: ("optimizer step", "HellaSwag, accuracy"),
+        drift: ("optimizer step", "TV from the base"),
+        loss: ("training loss (nats/token)", "KL from the base (nats)"),
+    }.items():
+        each.set(xlabel=x, ylabel=y)
+        each.spines[["top", "right"]].set_visible(False)
+    handles, labels = recall.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, fontsize=8, loc="upper center", ncols=2,
+        bbox_to_anchor=(0.5, 0.0),
+    )  # fmt: skip
+    figure.tight_layout()
+    save(figure, path)
+
+
+def _colours(rows: Rows) -> list[tuple[str, str]]:
+    return [(f"C{i}", model) for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))]
+
+
+def _points(
+    axes: Axes, rows: Rows, x: str, y: str, error: str | None, style: Mapping[str, Any]
+) -> None:
+    """The rows that have both figures, with bars of one standard error or the 95% interval."""
+    kept = [row for row in rows if _there(row, x) and _there(row, y)]
+    if not kept:
+        return
+    values = [row[y] for row in kept]
+    bars: Any = None
+    if error is not None:
+        bars = [row[error] if _there(row, error) else 0.0 for row in kept]
+    elif _there(kept[0], f"{y}_low"):
+        bars = [
+            [row[y] - row[f"{y}_low"] for row in kept],
+            [row[f"{y}_high"] - row[y] for row in kept],
+        ]
+    axes.errorbar([row[x] for row in kept], values, yerr=bars, **style)
+
+
+def _there(row: Mapping[str, Any], name: str) -> bool:
+    value = row.get(name)
+    return value is not None and value == value  # a missing number is not equal to itself
+
+
+def _published(relative: Axes, drift: Axes, steps: Axes) -> None:
+    """Every published figure, faintly."""
+    for mode, mark in MARKS.items():
+        points = [(n, f) for (_, m, n), f in LARGE_SCALE.items() if m == mode]
+        faint: dict[str, Any] = {"color": CHANCE, "marker": mark, "ls": "", "mfc": "none"}
+        faint["alpha"] = 0.5
+        label = f"published, six models, {mode}"
+        relative.plot(
+            [n for n, _ in points], [f.hellaswag / 100 for _, f in points], label=label, **faint
+        )
+        for axes, name in ((drift, "tv"), (steps, "steps")):
+            there = [(n, getattr(f, name)) for n, f in points if getattr(f, name) is not None]
+            axes.plot(*zip(*there, strict=True), label=label, **faint)

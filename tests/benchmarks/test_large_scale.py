@@ -1,0 +1,117 @@
+"""The large-scale study, run small: a NanoLlama stands for the pretrained model."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import large_scale as module
+from benchmarks import studies
+from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, claim
+from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
+from itl_train.sft_config import SFTSettings
+
+from .test_hellaswag import ITEMS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained") / "nano"
+    save_model(NanoLlama(NanoLlamaConfig(d_model=48, n_layers=2, n_heads=2), seed=0), folder)
+    ByteTokenizer().save(folder)
+    return folder
+
+
+def test_a_model_is_taught_and_measured_and_a_finished_study_is_only_read(
+    run, nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = tmp_path / "items.jsonl"
+    items.write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
+    out = tmp_path / "large-scale"
+    command = (
+        "bench", "run", "large-scale", "--preset", "smoke", "--launcher", "here", "--model", nano,
+        "--hellaswag-file", items,
+    )  # fmt: skip
+    status, said, _ = run(*command, "--out", out)
+    assert status == 0
+    assert (out / "report.md").read_text() in said
+    for figure in ("facts.png", "steps.png"):
+        assert (out / figure).read_bytes().startswith(b"\x89PNG")
+    rows = pd.read_csv(out / "runs.csv")
+    assert rows["mode"].tolist() == ["in-weight", "in-tool"]
+    assert rows["model"].tolist() == ["nano", "nano"]
+    knows = rows.iloc[0]
+    assert knows["seen_recall"] == 1.0, "40 steps teach four facts"
+    assert knows["drift_tv"] > 0
+    assert knows["hellaswag_items"] == 4
+    every = pd.read_csv(out / "checkpoints.csv")
+    assert every.groupby("cell")["step"].apply(list).tolist() == [[0, 2], [0, 20, 40]]
+    assert every[every["step"] == 20]["drift_n_tokens"].iloc[0] < knows["drift_n_tokens"]
+
+    # As a part of the library, the rows and the checkpoints need no training.
+    results = tmp_path / "results" / "large-scale"
+    results.mkdir(parents=True)
+    for name in ("runs.csv", "checkpoints.csv"):
+        (out / name).rename(results / name)
+    for place in (studies, module):
+        monkeypatch.setattr(place, "RESULTS", results.parent)
+    again = tmp_path / "again"
+    assert run(*command, "--out", again)[0] == 0
+    assert [path.name for path in again.iterdir() if path.is_dir()] == []
+    pd.testing.assert_frame_equal(pd.read_csv(again / "checkpoints.csv"), every)
+    assert (again / "report.md").read_text() == (out / "report.md").read_text()
+
+
+def test_a_model_must_be_named_where_the_preset_has_none(run, tmp_path: Path) -> None:
+    status, _, said = run("bench", "run", "large-scale", "--out", tmp_path / "out")
+    assert status == 2
+    assert "name it with --model" in said
+
+
+def test_the_published_grid_is_one_preset(tmp_path: Path) -> None:
+    plan = PRESETS["paper"]
+    config = LargeScaleConfig(out=tmp_path, preset="paper")
+    cells = [cell(model, job, plan, config) for model, jobs in plan.jobs.items() for job in jobs]
+    assert len({each.name for each in cells}) == 6 * 5 + 6
+    rates = set()
+    for each in cells:
+        settings = SFTSettings(database="", **each.settings["sft"])
+        assert (settings.batch_size, settings.lora_rank, settings.dtype) == (128, 0, "bfloat16")
+        rates.add((settings.model, settings.mode, settings.rate))
+    assert ("smollm-135m", "in-weight", 1e-3) in rates
+    assert ("smollm-135m", "in-tool", 1e-4) in rates
+    assert ("llama-8b", "in-weight", 2e-5) in rates
+
+
+def test_a_cells_name_does_not_hang_on_where_files_are(tmp_path: Path) -> None:
+    plan = PRESETS["laptop"]
+    job = plan.jobs[""][0]
+    names = {
+        cell(f"{place}/model.gguf", job, plan, LargeScaleConfig(out=tmp_path, hellaswag_file=place))
+        .name
+        for place in ("/here", "/there")
+    }  # fmt: skip
+    assert len(names) == 1
+    other = LargeScaleConfig(out=tmp_path, seed=1)
+    assert cell("/here/model.gguf", job, plan, other).name not in names
+
+
+def test_the_claim_is_judged_by_intervals() -> None:
+    tool = {
+        "model": "m", "mode": "in-tool", "n_facts": 1_000, "hellaswag_acc": 0.43,
+        "hellaswag_acc_change": -0.002, "hellaswag_acc_change_low": -0.01,
+        "hellaswag_acc_change_high": 0.006, "drift_tv": 0.05,
+    }  # fmt: skip
+    known = [
+        {"model": "m", "mode": "in-weight", "n_facts": n, "drift_tv": tv}
+        for n, tv in ((500, 0.3), (100, 0.1))
+    ]
+    said = claim([tool, *known])
+    assert "HellaSwag does not differ from the base's (-0.2 points [-1.0, +0.6]); TV 0.050" in said
+    assert "TV grows with the facts (0.100 / 0.300 at 100 / 500)" in said
+    worse = {**tool, "hellaswag_acc_change_high": -0.001}
+    assert "HellaSwag differs from" in claim([worse])
+    assert "does not always grow" in claim([{**known[0], "drift_tv": 0.05}, known[1]])
