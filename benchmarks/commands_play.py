@@ -12,11 +12,18 @@ import tyro
 from benchmarks.commands_world import TaskSource
 from benchmarks.rollouts import Questions
 from itl_env.database import FactDatabase
-from itl_env.episode import Episode, read_episodes, write_episodes
+from itl_env.episode import (
+    Episode,
+    append_episodes,
+    begun_episodes,
+    read_episodes,
+    unfinished,
+)
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import Mode, RecallTask, max_queries_of
 
 if TYPE_CHECKING:
+    from itl_agents.agent import Agent
     from itl_agents.render import DialogueTokenizer
 
 
@@ -72,9 +79,13 @@ def run_play(config: Play) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(TaskSource):
-    """Let an agent play and write its episodes to a file."""
+    """Let an agent play and write its episodes to a file; the same command goes on."""
 
-    agent: str  # expert, no-tool, random; a model's folder, .gguf file or hub id
+    agent: str  # expert, no-tool, random; a model's folder, .gguf file or hub id; or see --url
+    url: str = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
+    """The server's model is then the agent."""
+    protocol: bool = False  # tell that model, in a system message, how to query the database
+    at_once: int = 10  # requests to the server at a time
     out: Path  # JSON lines file for the episodes
     mode: Mode = "in-tool"  # with the database to query, or without
     n: int = 1000  # how many episodes to play
@@ -91,11 +102,12 @@ class Rollout(TaskSource):
 def run_rollout(config: Rollout) -> None:
     """Write the episodes and print the recall."""
     from benchmarks.progress import track
-    from benchmarks.rollouts import counted, describe, how_many, make_agent, questions
+    from benchmarks.rollouts import counted, describe, how_many, questions
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
 
     check_new(config.out)
+    begun = begun_episodes(config.out)
     with config.open() as database:
         task = RecallTask(
             database,
@@ -105,15 +117,41 @@ def run_rollout(config: Rollout) -> None:
             dialect=config.dialect,
             max_queries=max_queries_of(config.mode),
         )
-        agent = make_agent(config.agent, task, config.temperature)
-        facts = questions(task, config.questions, config.n)
+        agent = _agent(config, task)
+        facts = islice(questions(task, config.questions, config.n), len(begun), None)
         count = RecallCount()
-        episodes = rollout(agent, task, facts, seed=config.seed, lanes=config.lanes)
-        total = how_many(task, config.questions, config.n)
-        write_episodes(counted(track(episodes, "episodes", total), count), config.out)
+        for episode in begun:
+            if (episode.agent, episode.seed) != (agent.name, config.seed):
+                raise ConfigError(
+                    f"{unfinished(config.out)} holds episodes of {episode.agent} with seed "
+                    f"{episode.seed}; give the command that began it, or remove it."
+                )
+            count.add(episode)
+        if begun:
+            print(f"going on after {len(begun):,} episodes")
+        played = rollout(agent, task, facts, seed=config.seed, lanes=config.lanes, first=len(begun))
+        total = how_many(task, config.questions, config.n) - len(begun)
+        append_episodes(counted(track(played, "episodes", total), count), config.out)
         task.close()
     print(f"{agent.name}, {config.mode}: {describe(count)}")
     print(f"{count.asked:,} episodes in {config.out}")
+
+
+def _agent(config: Rollout, task: RecallTask) -> "Agent":
+    """The agent that plays: a server's model if there is a URL."""
+    from benchmarks.rollouts import make_agent
+
+    if not config.url:
+        return make_agent(config.agent, task, config.temperature)
+    from itl_agents.chat import ChatAgent, protocol
+
+    return ChatAgent(
+        config.agent,
+        url=config.url,
+        system=protocol(task) if config.protocol else "",
+        at_once=config.at_once,
+        temperature=config.temperature,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ def rollout(
     *,
     seed: int = 0,
     lanes: int = 256,
+    first: int = 0,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Iterator[Episode]:
     """Play one episode for each fact and yield them in the order of the facts.
@@ -63,6 +64,7 @@ def rollout(
     episodes played side by side, which leave as they end.
 
     facts: read as they are needed, `lanes` at a time.
+    first: the index of the first episode, to go on with a rollout whose facts before it are played.
     on_episode: called with each episode before it is yielded.
 
     Raises ValueError if `lanes` is not positive or the agent returns another number of
@@ -70,7 +72,6 @@ def rollout(
     """
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; it must be at least 1.")
-    first = 0
     for wave in _waves(facts, lanes):
         for episode in _play(agent, task, wave, seed, first):
             if on_episode is not None:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from itl_env.dialogue import Message
-from itl_env.errors import ITLError
+from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
-from itl_env.files import whole_file
+from itl_env.files import check_place, whole_file
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("itl", "gymnasium", "sqlalchemy", "torch", "transformers")
@@ -144,6 +144,49 @@ def write_episodes(episodes: Iterable[Episode], path: str | Path) -> int:
             file.write(episode.to_json() + "\n")
             count += 1
     return count
+
+
+def append_episodes(episodes: Iterable[Episode], path: str | Path) -> int:
+    """Write episodes as `write_episodes` does, but keep what is there if they end in an error.
+
+    They are written to `unfinished(path)`, behind those that are there already, and the file gets
+    its name when all have come. Returns how many were written now. Raises ConfigError if it cannot
+    be written.
+    """
+    check_place(Path(path))
+    partial = unfinished(path)
+    count = 0
+    try:
+        file = partial.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"Cannot write {partial}: {error.strerror}.") from error
+    with file:
+        for episode in episodes:
+            file.write(episode.to_json() + "\n")
+            file.flush()
+            count += 1
+    partial.replace(path)
+    return count
+
+
+def unfinished(path: str | Path) -> Path:
+    """Where episodes are that `append_episodes` has not written to the end."""
+    return Path(f"{path}.partial")
+
+
+def begun_episodes(path: str | Path) -> list[Episode]:
+    """The episodes that `append_episodes` has left, if any; a last one that was cut is removed.
+
+    Raises what `read_episodes` raises.
+    """
+    partial = unfinished(path)
+    if not partial.exists():
+        return []
+    content = partial.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        partial.write_bytes(whole)
+    return list(read_episodes(partial))
 
 
 def read_episodes(path: str | Path) -> Iterator[Episode]:

@@ -17,12 +17,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises ConfigError if `path` cannot be written.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise ConfigError(
-            f"Cannot write {path}: there is no folder {path.parent}, create it first."
-        )
-    if path.is_dir():
-        raise ConfigError(f"Cannot write {path}: it is a folder, name a file in it.")
+    check_place(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.touch()
@@ -33,6 +28,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raise ConfigError if a file cannot be at `path`, for want of a folder, say."""
+    if not path.parent.is_dir():
+        raise ConfigError(
+            f"Cannot write {path}: there is no folder {path.parent}, create it first."
+        )
+    if path.is_dir():
+        raise ConfigError(f"Cannot write {path}: it is a folder, name a file in it.")
 
 
 def read_json(path: Path, then: str = "") -> Any:
