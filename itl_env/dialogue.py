@@ -70,24 +70,26 @@ class Phrasing:
     """How one attribute is asked for and stated.
 
     question: a template with `{name}`.
-    statement: a template with `{name}` followed by `{value}`, or by `{a_value}` where the value
-        takes an indefinite article.
+    statement: a template with `{name}`, or without it, followed by `{value}`, or by `{a_value}`
+        where the value takes an indefinite article.
 
     Raises ConfigError for a template with other placeholders.
     """
 
     question: str
     statement: str
-    # The templates cut at their placeholders; the last of `_statement` is whether with an article.
+    # The templates cut at their placeholders; the second of `_statement` is whether it names the
+    # name, the last whether its value has an article.
     _question: tuple[str, str] = field(init=False, repr=False, compare=False)
-    _statement: tuple[str, str, str, bool] = field(init=False, repr=False, compare=False)
+    _statement: tuple[str, bool, str, str, bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         before, after = _split(self.question, ("name",))
-        head, middle, tail = _split(self.statement, ("name", "value"))
+        named = "{name}" in self.statement
+        *head, middle, tail = _split(self.statement, ("name", "value") if named else ("value",))
         article = "{a_value}" in self.statement
         object.__setattr__(self, "_question", (before, after))
-        object.__setattr__(self, "_statement", (head, middle, tail, article))
+        object.__setattr__(self, "_statement", ("".join(head), named, middle, tail, article))
 
     def ask(self, name: str) -> str:
         """The question about `name`."""
@@ -103,8 +105,9 @@ class Phrasing:
 
     def state(self, name: str, value: str) -> str:
         """The statement that `name` has `value`."""
-        head, middle, tail, article = self._statement
-        return head + name + middle + (with_article(value) if article else value) + tail
+        head, named, middle, tail, article = self._statement
+        said = with_article(value) if article else value
+        return head + (name if named else "") + middle + said + tail
 
     def value_in(self, text: str, name: str) -> str:
         """The value that `text` states about `name`; `text` itself if it is no such statement.
@@ -112,8 +115,8 @@ class Phrasing:
         A statement about somebody else is no statement about `name`. Either article is accepted,
         and the final full stop may be missing.
         """
-        head, middle, tail, article = self._statement
-        start = head + name + middle
+        head, named, middle, tail, article = self._statement
+        start = head + (name if named else "") + middle
         openings = (start + "an ", start + "a ") if article else (start,)
         for ending in (tail, tail.removesuffix(".")):
             for opening in openings:

@@ -84,7 +84,7 @@ class Episode:
             "index": self.index,
             "seed": self.seed,
             "agent": self.agent,
-            "fact": self.fact._asdict(),
+            "fact": {k: v for k, v in self.fact._asdict().items() if k != "aliases" or v},
             "messages": [message._asdict() for message in self.messages],
             "completions": [completion._asdict() for completion in self.completions],
             "answer": self.answer,
@@ -100,7 +100,7 @@ class Episode:
     def from_dict(cls, row: Mapping[str, Any]) -> "Episode":
         """The inverse of `to_dict`; raises KeyError or TypeError on a row of another shape."""
         return cls(
-            fact=Fact(**row["fact"]),
+            fact=Fact(**{**row["fact"], "aliases": tuple(row["fact"].get("aliases", ()))}),
             messages=tuple(Message(**message) for message in row["messages"]),
             completions=tuple(Completion(**completion) for completion in row["completions"]),
             answer=row["answer"],

@@ -63,6 +63,7 @@ def build_task(
     max_turns: int | None = None,
     max_length: int = 2000,
     rubric: str = "exact",
+    aliases: str | None = None,
     phrasings: dict[str, dict[str, str]] | None = None,
 ) -> RecallTask:
     """The task of JSON arguments; raises ConfigError and DatabaseError."""
@@ -77,10 +78,13 @@ def build_task(
         )
     if keys is not None and (not isinstance(keys, list | tuple) or len(keys) != 2):
         raise ConfigError(f"keys must be [start, stop], not {keys!r}.")
-    facts = FactDatabase(url, table=table, key=key, attributes=attributes)
+    # Without the column of aliases among them, the task would not find it.
+    columns = None if aliases is not None else attributes
+    facts = FactDatabase(url, table=table, key=key, attributes=columns)
     try:
         return RecallTask(
             facts,
+            attributes=attributes,
             keys=slice(None) if keys is None else slice(*keys),
             style=style,
             dialect=dialect,
@@ -88,6 +92,7 @@ def build_task(
             max_turns=max_turns,
             max_length=max_length,
             rubric=rubric,
+            aliases=aliases,
             own_phrasings=phrasings,
         )
     except BaseException:

@@ -17,6 +17,7 @@ Gymnasium environments, rollouts and trainers are thin shells over it.
     1.0
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -45,7 +46,7 @@ from itl_env.dialogue import (
     sql_query,
 )
 from itl_env.episode import Completion, Episode, StopReason, package_versions
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.facts import Fact
 from itl_env.rubric import rubric_named
 from itl_env.sql import SqlGate, SqlRejected, format_rows
@@ -111,7 +112,8 @@ class RecallTask:
     max_queries: queries an episode may send; 0 is the in-weight setting, in which no tool exists.
     max_turns: assistant turns before the episode ends unanswered; `max_queries + 1` by default.
     max_length: characters; a longer turn is an error, a longer reply is withheld.
-    rubric: the name of the reward, `exact` or `lenient`.
+    rubric: the name of the reward: `exact`, `trivia` (as TriviaQA compares answers) or `lenient`.
+    aliases: a column whose values are JSON lists of other right answers; it is not asked for.
     own_phrasings: for any attribute, `{"question": ..., "statement": ...}` templates.
 
     Raises ConfigError for arguments that contradict each other or the database.
@@ -129,6 +131,7 @@ class RecallTask:
         max_turns: int | None = None,
         max_length: int = 2000,
         rubric: str = "exact",
+        aliases: str | None = None,
         own_phrasings: dict[str, dict[str, str]] | None = None,
     ) -> None:
         if style not in STYLES:
@@ -145,7 +148,12 @@ class RecallTask:
         if max_length < 1:
             raise ConfigError(f"max_length is {max_length}; it must be at least 1.")
         self.database = database
-        self.attributes = tuple(database.attributes if attributes is None else attributes)
+        if aliases is not None and aliases not in database.attributes:
+            raise ConfigError(f"There is no column {aliases!r} of aliases in {database!r}.")
+        self.aliases = aliases
+        if attributes is None:
+            attributes = [name for name in database.attributes if name != aliases]
+        self.attributes = tuple(attributes)
         if unknown := [name for name in self.attributes if name not in database.attributes]:
             raise ConfigError(
                 f"There is no attribute {unknown[0]!r} in {database!r}; "
@@ -257,7 +265,17 @@ class RecallTask:
 
     def start(self, facts: Sequence[Fact]) -> list[State]:
         """One state per fact: the question is asked, nothing else has happened."""
+        if self.aliases is not None:
+            facts = self._with_aliases(facts, self.aliases)
         return [State(fact, (Message("user", self.question(fact)),)) for fact in facts]
+
+    def _with_aliases(self, facts: Sequence[Fact], column: str) -> list[Fact]:
+        """The facts with what the column of aliases holds of them."""
+        found = self.database.lookup([(fact.name, column) for fact in facts])
+        return [
+            fact._replace(aliases=_alias_list(text, fact.name))
+            for fact, text in zip(facts, found, strict=True)
+        ]
 
     def advance(
         self,
@@ -419,6 +437,16 @@ class RecallTask:
             agent=agent,
             versions=package_versions(),
         )
+
+
+def _alias_list(text: str | None, name: str) -> tuple[str, ...]:
+    try:
+        listed = json.loads(text or "[]")
+    except ValueError:
+        listed = None
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise EnvironmentFailure(f"The aliases of {name!r} are not a JSON list of text: {text!r}.")
+    return tuple(listed)
 
 
 def _error(problem: ParseError) -> _Outcome:

@@ -4,6 +4,7 @@ The value is compared after normalisation (Unicode NFC, letter case, surrounding
 full stop), never by substring or suffix: "1/5/1990" does not match "21/5/1990".
 """
 
+import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,12 +65,36 @@ def normalise(value: str) -> str:
 
 
 def is_exact(transcript: Transcript) -> float:
-    """1.0 if the answered value equals the fact's value after normalisation, else 0.0."""
-    answer = transcript.answer
+    """1.0 if the answered value equals the fact's value, or an alias, after normalisation."""
+    answer, fact = transcript.answer, transcript.fact
     if answer is None:
         return 0.0
-    gold = transcript.fact.value
-    return float(answer == gold or normalise(answer) == normalise(gold))
+    if answer == fact.value:
+        return 1.0
+    said = normalise(answer)
+    return float(any(said == normalise(gold) for gold in (fact.value, *fact.aliases)))
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+
+
+def normalise_trivia(value: str) -> str:
+    """The form in which TriviaQA compares answers: no case, punctuation, articles or extra space.
+
+    (Joshi et al. 2017, arXiv 1705.03551, section 6; the same as SQuAD's.)
+    """
+    text = unicodedata.normalize("NFC", value).casefold()
+    kept = "".join(c if not unicodedata.category(c).startswith("P") else " " for c in text)
+    return " ".join(_ARTICLES.sub(" ", kept).split())
+
+
+def is_trivia_answer(transcript: Transcript) -> float:
+    """1.0 if the answer equals the value or an alias as TriviaQA compares them."""
+    answer, fact = transcript.answer, transcript.fact
+    if answer is None:
+        return 0.0
+    said = normalise_trivia(answer)
+    return float(any(said == normalise_trivia(gold) for gold in (fact.value, *fact.aliases)))
 
 
 def contains_value(transcript: Transcript) -> float:
@@ -80,6 +105,7 @@ def contains_value(transcript: Transcript) -> float:
 
 RUBRICS: dict[str, Rubric] = {
     "exact": Rubric((Component("exact", 1.0, is_exact),)),
+    "trivia": Rubric((Component("trivia", 1.0, is_trivia_answer),)),
     "lenient": Rubric((Component("lenient", 1.0, contains_value),)),
 }
 

@@ -20,7 +20,7 @@ RESERVED = {
     "trl": {"itl_train", "benchmarks"},
 }
 # The world's export writes Hugging Face datasets, when asked to.
-OPTIONAL_IN_ENV = {"export.py": {"datasets", "pyarrow"}}
+OPTIONAL_IN_ENV = {"export.py": {"datasets", "pyarrow"}, "trivia.py": {"datasets"}}
 
 
 def imports(path):

@@ -68,7 +68,7 @@ def test_a_total_is_the_weighted_sum_of_its_parts():
 
 
 def test_an_unknown_rubric_is_refused():
-    with pytest.raises(ConfigError, match="exact, lenient"):
+    with pytest.raises(ConfigError, match="exact, trivia, lenient"):
         rubric_named("generous")
 
 
