@@ -86,6 +86,9 @@ COMMANDS = {
         resumes=True,
     ),
     "facts build": _own("world", "make a database of people", "FactsBuild", "facts_build"),
+    "facts trivia": _own(
+        "world", "make a database of trivia questions", "FactsTrivia", "facts_trivia"
+    ),
     "facts query": _own("world", "look up what is known about a name", "FactsQuery", "facts_query"),
     "facts export": _own("world", "write facts to a file", "FactsExport", "facts_export"),
     "validate": _own(

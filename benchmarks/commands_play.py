@@ -67,13 +67,7 @@ def run_play(config: Play) -> None:
     from benchmarks.play import play, read_line
 
     with config.open() as database:
-        task = RecallTask(
-            database,
-            attributes=config.attributes or None,
-            style=config.style,
-            dialect=config.dialect,
-            max_queries=max_queries_of(config.mode),
-        )
+        task = config.task(database, max_queries=max_queries_of(config.mode))
         play(task, seed=config.seed, n=config.n or None, read=read_line)
 
 
@@ -109,12 +103,9 @@ def run_rollout(config: Rollout) -> None:
     check_new(config.out)
     begun = begun_episodes(config.out)
     with config.open() as database:
-        task = RecallTask(
+        task = config.task(
             database,
             keys=people_from(database, config.start),
-            attributes=config.attributes or None,
-            style=config.style,
-            dialect=config.dialect,
             max_queries=max_queries_of(config.mode),
         )
         agent = _agent(config, task)

@@ -8,13 +8,25 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
+from itl_env.connection import parse_url, public_url
 from itl_env.database import FactDatabase
 from itl_env.dialogue import Dialect, Style
 from itl_env.errors import ConfigError, ITLError
+from itl_env.recall import RecallTask
+from itl_env.trivia import (
+    ANSWER,
+    SAMPLE,
+    TABLE,
+    create_trivia,
+    hub_trivia,
+    open_trivia,
+    read_trivia,
+    task_over,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +49,20 @@ class TaskSource(Source):
     attributes: tuple[str, ...] = ()  # columns that are asked for; all but the key by default
     style: Style = "compact"  # how an expert writes a call: the bare line, or a fenced block
     dialect: Dialect = "lookup"  # FIND attribute FOR name, or one SELECT (SQLite files only)
+    trivia: bool = False  # the database is one of `itl facts trivia`, whose answers have aliases
+
+    def open(self) -> FactDatabase:
+        """The database, opened for reading."""
+        return open_trivia(self.database) if self.trivia else super().open()
+
+    def task(self, database: FactDatabase, **settings: Any) -> RecallTask:
+        """The task over the database; settings are those of `RecallTask` that are no flags here."""
+        settings |= {"style": self.style, "dialect": self.dialect}
+        if not self.trivia:
+            return RecallTask(database, attributes=self.attributes or None, **settings)
+        if self.attributes:
+            raise ConfigError("Trivia has one attribute, answer; leave out --attributes.")
+        return task_over(database, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +110,33 @@ def facts_build(config: FactsBuild) -> None:
     if database.path is not None:
         print(f"file size      {database.path.stat().st_size / 1e6:,.1f} MB")
     print(f"seconds        {seconds:.1f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsTrivia:
+    """Make a database of trivia questions, whose answers have aliases."""
+
+    database: str  # URL or SQLite file to write, such as sqlite:///trivia.db
+    source: str = "sample"
+    """sample: 24 questions of our own; hub: TriviaQA; or a file of JSON lines with question, answer
+    and aliases"""
+    split: Literal["train", "validation"] = "validation"  # of TriviaQA
+    n: int = 0  # how many questions of TriviaQA, the first ones; 0 for all
+    replace: bool = False  # drop the table of questions first
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise ConfigError(f"n is {self.n}; it must not be negative.")
+
+
+def facts_trivia(config: FactsTrivia) -> None:
+    """Make the database and print how much it holds."""
+    if config.source == "hub":
+        rows = hub_trivia(config.split, config.n or None)
+    else:
+        rows = read_trivia(SAMPLE if config.source == "sample" else config.source)
+    n = create_trivia(config.database, rows, replace=config.replace)
+    print(f"{n:,} questions in {public_url(parse_url(config.database))}, table {TABLE}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +217,7 @@ def run_validate(config: Validate) -> None:
     if config.limit < 0:
         raise ConfigError(f"limit is {config.limit}; it must not be negative.")
     with config.open() as database:
-        attributes = config.attributes or database.attributes
+        attributes = config.attributes or ((ANSWER,) if config.trivia else database.attributes)
         n_people = min(config.limit or len(database), len(database))
         with Progress("episodes", 2 * n_people * len(attributes)) as progress:
             validation = validate(

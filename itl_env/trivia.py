@@ -108,9 +108,18 @@ def trivia_task(database: str | Path, **settings: Any) -> RecallTask:
 
     settings: of `RecallTask`, such as keys and max_queries.
     """
+    return task_over(open_trivia(database), **settings)
+
+
+def open_trivia(database: str | Path) -> FactDatabase:
+    """The table of `create_trivia` in a database."""
+    return FactDatabase(database, table=TABLE, key=KEY)
+
+
+def task_over(questions: FactDatabase, **settings: Any) -> RecallTask:
+    """The same of a database that is open; raises ConfigError for settings that are its own."""
     if taken := {"aliases", "own_phrasings", "attributes"} & set(settings):
         raise ConfigError(f"{sorted(taken)[0]} is the trivia task's own.")
-    facts = FactDatabase(database, table=TABLE, key=KEY)
     return RecallTask(
-        facts, aliases=ALIASES, own_phrasings=PHRASING, **{"rubric": "trivia", **settings}
+        questions, aliases=ALIASES, own_phrasings=PHRASING, **{"rubric": "trivia", **settings}
     )

@@ -202,3 +202,32 @@ def test_show_lets_no_text_act_on_the_terminal(run, tmp_path: Path) -> None:
     _, out, _ = run("show", file)
     assert "\033" not in out
     assert "\\x1b[2JDanube" in out
+
+
+def test_trivia_is_made_and_played(run, tmp_path: Path) -> None:
+    database = tmp_path / "trivia.db"
+    status, said, _ = run("facts", "trivia", "--database", database)
+    assert status == 0
+    assert "24 questions in " in said
+    out = tmp_path / "episodes.jsonl"
+    source = ("--database", database, "--trivia")
+    for mode in ("in-tool", "in-weight"):
+        file = tmp_path / f"{mode}.jsonl"
+        command = ("rollout", *source, "--agent", "expert", "--mode", mode, "--n", 24)
+        status, said, _ = run(*command, "--out", file)
+        assert status == 0
+        assert "recall 100.0%" in said
+    assert run("validate", *source)[0] == 0
+    status, _, err = run(
+        "rollout", *source, "--agent", "expert", "--attributes", "answer", "--out", out
+    )
+    assert (status, sentence(err)) == (
+        2, "itl: Trivia has one attribute, answer; leave out --attributes.",
+    )  # fmt: skip
+    status, _, err = run("facts", "trivia", "--database", database)
+    assert status == 1
+    assert "questions" in sentence(err)
+    status, _, err = run("facts", "trivia", "--database", tmp_path / "x.db", "--source", "none")
+    assert (status, sentence(err)) == (
+        1, "itl: Cannot read questions from none: No such file or directory.",
+    )  # fmt: skip
