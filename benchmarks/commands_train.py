@@ -38,10 +38,20 @@ def run_quickstart(config: QuickstartConfig) -> None:
     from benchmarks.progress import TrainingProgress, track
     from benchmarks.quickstart import quickstart, table
 
-    n_steps = {"in-tool": config.n_steps, "in-weight": config.n_twin_steps}
-    with TrainingProgress(n_steps) as progress:
-        results = quickstart(config, partial(print, flush=True), progress, track)
-    print(f"\n{table(results)}\n")
+    say = partial(print, flush=True)
+    if config.model:
+        from benchmarks import quickstart_model
+        from benchmarks.rollouts import quiet_transformers
+
+        quiet_transformers()
+        with TrainingProgress({"in-tool": config.n_model_steps}) as progress:
+            results = quickstart_model.quickstart_model(config, say, progress, track)
+        print(f"\n{quickstart_model.table(results)}\n")
+    else:
+        n_steps = {"in-tool": config.n_steps, "in-weight": config.n_twin_steps}
+        with TrainingProgress(n_steps) as progress:
+            results = quickstart(config, say, progress, track)
+        print(f"\n{table(results)}\n")
     print(f"{results['seconds']['in all']:.0f} s; see {config.out / 'report.md'}")
 
 

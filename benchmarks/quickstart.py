@@ -46,9 +46,12 @@ class QuickstartConfig:
     n_memorised: int = 64  # people whose facts the in-weight twin is trained on
     n_steps: int = 1_500  # optimizer steps of the in-tool model
     n_twin_steps: int = 900  # optimizer steps of the in-weight twin
+    model: str = ""
+    """A pretrained model to teach the tool instead: a folder, a .gguf file or a hub id."""
+    n_model_steps: int = 40  # optimizer steps of its adapter
 
     def __post_init__(self) -> None:
-        for name in ("n_unseen", "n_memorised", "n_steps", "n_twin_steps"):
+        for name in ("n_unseen", "n_memorised", "n_steps", "n_twin_steps", "n_model_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if self.n_memorised > self.n_people - self.n_unseen:

@@ -17,7 +17,13 @@ from benchmarks.statistics import interval
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
 
-SMALL = {"n_people": 45, "n_unseen": 20, "n_memorised": 4, "n_steps": 10, "n_twin_steps": 10}
+SMALL: dict[str, Any] = {
+    "n_people": 45,
+    "n_unseen": 20,
+    "n_memorised": 4,
+    "n_steps": 10,
+    "n_twin_steps": 10,
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def quickstart_seeds(
     config: QuickstartSeedsConfig, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Run every seed (a finished one is not run again); writes `seeds.json` and `seeds.md`."""
-    sizes = SMALL if config.preset == "smoke" else {}
+    sizes: dict[str, Any] = SMALL if config.preset == "smoke" else {}
     rows = []
     for seed in range(config.n_seeds):
         say(f"seed {seed}")

@@ -3,14 +3,37 @@
 import json
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from benchmarks import quickstart_model
 from benchmarks.quickstart import QuickstartConfig, quickstart
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
+
+from ..itl_train.test_sft import tiny_llama
+
+
+def test_a_pretrained_model_is_taught_the_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quickstart_model, "N_FACTS", 8)
+    monkeypatch.setattr(quickstart_model, "N_UNSEEN", 8)
+    said: list[str] = []
+    config = small(tmp_path / "run", n_model_steps=2)
+    config = replace(config, model=str(tiny_llama(tmp_path / "llama")))
+    results = quickstart_model.quickstart_model(config, said.append)
+    assert [row["model"] for row in results["rows"]] == ["before", "after"]
+    assert [row["asked"] for row in results["rows"]] == [8, 8]
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert text.startswith("# Can llama learn to look facts up?")
+    assert quickstart_model.table(results) in text
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
+    assert quickstart_model.quickstart_model(config, said.append) == results
+    assert "is finished" in said[-1]
 
 
 def small(out: Path, **changes: int) -> QuickstartConfig:
