@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from itl_env.connection import holds_password, parse_url, public_url
+from itl_env.connection import parse_url, public_url
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
 from itl_train.memory_config import MemoryConfig
@@ -32,7 +32,7 @@ from itl_train.sweep import (
     State,
     digest,
     for_device,
-    grid,
+    grid_cells,
     one_process,
     read_row,
     state,
@@ -50,31 +50,7 @@ def memory_cells(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> 
 
     Raises ConfigError if the settings of one contradict, or if there is none.
     """
-    for key, listed in axes.items():
-        if twice := [value for value in listed if list(listed).count(value) > 1]:
-            raise ConfigError(f"The value {twice[0]!r} of {key} is given twice.")
-    differing = [key for key, listed in axes.items() if len(listed) > 1]
-    cells = []
-    for values in grid(axes):
-        settings = {**base, **values}
-        if "database" not in settings:
-            raise ConfigError("No database is named; write database=URL among the axes.")
-        url = parse_url(settings["database"])
-        if holds_password(url):  # settings are written into files
-            raise ConfigError(
-                f"A sweep's database must be named without a password ({public_url(url)}); give it "
-                "in PGPASSWORD or ~/.pgpass."
-            )
-        try:
-            MemoryConfig(**settings)
-        except TypeError as error:  # an unknown name, or text where a number belongs
-            raise ConfigError(f"The settings {values} do not fit: {error}.") from None
-        name = ",".join(f"{key}={values[key]}".replace("/", "_") for key in differing)
-        cells.append(Cell(name or "run", settings))
-    if not cells:
-        empty = next(key for key, listed in axes.items() if not listed)
-        raise ConfigError(f"There is no value of {empty}, and so no run.")
-    return cells
+    return grid_cells(axes, base, MemoryConfig)
 
 
 def sweep_memory(

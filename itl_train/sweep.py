@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from itl_env.connection import holds_password, parse_url, public_url
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import read_json, write_text
 from itl_train.jobs import Processes, SlurmQueue
@@ -128,6 +129,52 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination of the axes' values, the last axis turning fastest."""
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
+
+
+def grid_cells(
+    axes: Mapping[str, Sequence[Any]],
+    base: Mapping[str, Any],
+    settings_of: Callable[..., Any],
+    needed: Sequence[str] = ("database",),
+) -> list[Cell]:
+    """One cell for each combination of settings, named by those that differ.
+
+    settings_of: makes the settings of a run, and raises ConfigError or TypeError where they do not
+        fit. needed: settings that must be among the axes or in the base.
+
+    Raises ConfigError if the settings of one contradict, or if there is none.
+    """
+    for key, listed in axes.items():
+        if twice := [value for value in listed if list(listed).count(value) > 1]:
+            raise ConfigError(f"The value {twice[0]!r} of {key} is given twice.")
+    differing = [key for key, listed in axes.items() if len(listed) > 1]
+    cells = []
+    for values in grid(axes):
+        settings = {**base, **values}
+        for name in needed:
+            if name not in settings:
+                raise ConfigError(f"No {name} is named; write {name}=... among the axes.")
+        url = parse_url(settings["database"])
+        if holds_password(url):  # settings are written into files
+            raise ConfigError(
+                f"A sweep's database must be named without a password ({public_url(url)}); give it "
+                "in PGPASSWORD or ~/.pgpass."
+            )
+        try:
+            settings_of(**settings)
+        except TypeError as error:  # an unknown name, or text where a number belongs
+            raise ConfigError(f"The settings {values} do not fit: {error}.") from None
+        name = ",".join(f"{key}={values[key]}".replace("/", "_") for key in differing)
+        cells.append(Cell(name or "run", settings))
+    if not cells:
+        empty = next(key for key, listed in axes.items() if not listed)
+        raise ConfigError(f"There is no value of {empty}, and so no run.")
+    return cells
+
+
+def list_cells(cells: Iterable[Cell], out: Path) -> None:
+    """Write the names of a folder's cells, for whoever asks how they stand."""
+    write_text(out / CELLS, json.dumps([cell.name for cell in cells], indent=1) + "\n")
 
 
 class Job:
