@@ -1,16 +1,15 @@
 """Any pretrained language model with a chat template as an agent."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from itl_agents.agent import Conversation
 from itl_agents.chat_template import Calls, ChatTokenizer
+from itl_agents.continuation import Memory, Place, Sampling, continue_prompts
 from itl_agents.native_calls import read_call
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render_prompt
@@ -29,6 +28,8 @@ class HFAgent:
         what was written before is kept.
     temperature: 0 is greedy; above 0 each turn is drawn with the conversation's own seed.
     max_new_tokens: of one turn; a longer turn is cut (`finish_reason` is `length`).
+    keep_turns: keep what was computed of a turn until the next one, which then reads only what is
+        new; it takes memory, and nothing is gained where dialogues have one turn.
     calls, system, options: see `ChatTokenizer`.
     """
 
@@ -44,6 +45,7 @@ class HFAgent:
         batch_size: int = 64,
         temperature: float = 0.0,
         max_new_tokens: int = 64,
+        keep_turns: bool = True,
     ) -> None:
         """Raises ConfigError for a model without a chat template that shows questions."""
         if batch_size < 1 or max_new_tokens < 1:
@@ -59,6 +61,7 @@ class HFAgent:
         own = model.generation_config.eos_token_id if model.generation_config else None
         own = [] if own is None else [own] if isinstance(own, int) else own
         self.stop_ids = tuple(sorted({*self.chat.stop_ids, *own}))
+        self._memory = Memory(self.stop_ids) if keep_turns else None
 
     @classmethod
     def load(
@@ -79,15 +82,26 @@ class HFAgent:
         room = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) < room]
         completions = [Completion("", None, "error")] * len(prompts)
-        # Prompts of nearly one length side by side need little padding.
-        fitting.sort(key=lambda lane: len(prompts[lane]))
+        known: list[Place | None] = [None] * len(prompts)
+        if self._memory is not None:
+            known = self._memory.take(self.model, prompts)
 
         def write(lanes: Sequence[int]) -> list[list[int]]:
-            seeds = [conversations[lane].seed for lane in lanes]
-            return self._write([prompts[lane] for lane in lanes], seeds, room)
+            return self._write(
+                [prompts[lane] for lane in lanes],
+                [conversations[lane].seed for lane in lanes],
+                [place for lane in lanes if (place := known[lane]) is not None],
+                room,
+            )
 
-        for lane, ids in self._in_batches(fitting, write):
-            completions[lane] = self._completion(ids)
+        # Prompts of nearly one length side by side need little padding.
+        fitting.sort(key=lambda lane: len(prompts[lane]))
+        for lanes in (
+            [lane for lane in fitting if known[lane] is not None],
+            [lane for lane in fitting if known[lane] is None],
+        ):
+            for lane, ids in self._in_batches(lanes, write):
+                completions[lane] = self._completion(ids)
         return completions
 
     def _in_batches(
@@ -108,43 +122,35 @@ class HFAgent:
                         "smaller model or dtype, or another device."
                     ) from error
                 self.batch_size = len(batch) // 2
+                if self._memory is not None:
+                    self._memory.forget()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
                 continue
             yield from zip(batch, written, strict=True)
             start += len(batch)
 
-    @torch.inference_mode()
     def _write(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], room: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        known: Sequence[Place],
+        room: int,
     ) -> list[list[int]]:
         """What is written after each prompt, with the id at which it stopped."""
-        width = max(map(len, prompts))
-        pad = self.stop_ids[0]
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts])
-        seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        noise = []
+        sampling = None
         if self.temperature > 0:
-            noise = [_Noise(Gumbel(seeds, self._vocabulary_size()), self.temperature)]
-        with _greedy(self.model, self.stop_ids, pad):
-            whole = self.model.generate(
-                input_ids=ids.to(self.model.device),
-                attention_mask=seen.to(self.model.device),
-                max_new_tokens=min(self.max_new_tokens, room - width),
-                logits_processor=noise,
-            )
-        return [self._until_stop(row) for row in whole[:, width:].tolist()]
-
-    def _vocabulary_size(self) -> int:
-        """Numbers in a row of logits."""
-        return int(self.model.get_output_embeddings().weight.shape[0])
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        """The ids up to the first at which the turn ends, which is among them."""
-        for place, id_ in enumerate(ids):
-            if id_ in self.stop_ids:
-                return ids[: place + 1]
-        return ids
+            size = int(self.model.get_output_embeddings().weight.shape[0])
+            sampling = Sampling(Gumbel(seeds, size), self.temperature)
+        return continue_prompts(
+            self.model,
+            prompts,
+            stop_ids=self.stop_ids,
+            max_new_tokens=min(self.max_new_tokens, room - max(map(len, prompts))),
+            sampling=sampling,
+            known=known,
+            memory=self._memory,
+        )
 
     def _completion(self, ids: list[int]) -> Completion:
         """What was written, as text and, where that is clear, as what it means."""
@@ -157,34 +163,6 @@ class HFAgent:
                 return Completion(lookup_query(*call), ids, "stop", "query")
             return Completion(text, ids, "stop", "answer")
         return Completion(text, ids, "stop", self.chat.kind_of(ids[-1]))
-
-
-class _Noise(LogitsProcessor):
-    """Adds what makes the likeliest token a draw, for each row from its own seed."""
-
-    def __init__(self, gumbel: Gumbel, temperature: float) -> None:
-        self.gumbel = gumbel
-        self.temperature = temperature
-        self.step = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        rows = torch.arange(len(scores))
-        noise = self.gumbel(rows, self.step).to(scores)
-        self.step += 1
-        return scores / self.temperature + noise
-
-
-@contextmanager
-def _greedy(model: PreTrainedModel, stop_ids: Sequence[int], pad: int) -> Iterator[None]:
-    """Let the model generate greedily, without the penalties and filters that it ships with."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

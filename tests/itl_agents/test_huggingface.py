@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from itl_agents import Conversation, rollout
+from itl_agents import Conversation, continuation, rollout
+from itl_agents.continuation import Memory, continue_prompts
 from itl_agents.huggingface import HFAgent
 from itl_agents.nanollama import (
     ByteTokenizer,
@@ -261,3 +262,105 @@ def test_what_the_hub_refuses_is_told(monkeypatch: pytest.MonkeyPatch, kind: str
 )  # fmt: skip
 def test_native_calls_are_read(text: str, call: tuple[str, str] | None) -> None:
     assert read_call(text) == call
+
+
+def play_two_turns(player: HFAgent, seed: int) -> list[list[int] | None]:
+    """What it writes in two turns, of which the second follows a reply that it did not expect."""
+    asked = talks(*(f"Where does {'Ann ' * n}Lee live?" for n in range(1, 10)))
+    asked = [talk._replace(seed=seed + talk.seed) for talk in asked]
+    first = player.respond(asked)
+    again = [
+        Conversation(
+            (*talk.messages, Message("assistant", turn.text), Message("database", f"{seed} {i}")),
+            (turn,),
+            talk.seed + 100,
+        )
+        for i, (talk, turn) in enumerate(zip(asked, first, strict=True))
+        if i != 4  # not all dialogues go on, nor in the same order
+    ]
+    return [turn.token_ids for turn in (*first, *player.respond(again[::-1]))]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("batch_size", [64, 4])
+def test_what_is_kept_of_a_turn_changes_nothing(
+    llama: LlamaForCausalLM,
+    monkeypatch: pytest.MonkeyPatch,
+    temperature: float,
+    batch_size: int,
+) -> None:
+    settings = {"temperature": temperature, "batch_size": batch_size, "max_new_tokens": 10}
+    keeping, forgetting = agent(llama, **settings), agent(llama, keep_turns=False, **settings)
+    for player in (keeping, forgetting):  # so that most turns end, early and late
+        player.stop_ids = tuple({*player.stop_ids, *range(0, 602, 5)})
+        if player._memory is not None:
+            player._memory.stop_ids = frozenset(player.stop_ids)
+    reads: list[int] = []
+    forward = LlamaForCausalLM.forward
+
+    def counted(self: LlamaForCausalLM, input_ids: torch.Tensor, **settings: object) -> object:
+        reads.append(input_ids.numel())
+        return forward(self, input_ids, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", counted)
+    kept = play_two_turns(keeping, 7)
+    n_kept, reads[:] = sum(reads), []
+    assert play_two_turns(forgetting, 7) == kept
+    assert n_kept < 0.9 * sum(reads), "less is read"
+    monkeypatch.setattr(continuation, "keeps_plain_cache", lambda model: False)
+    plain = play_two_turns(agent(llama, **settings), 7) if not temperature else None
+    if plain is not None:
+        cut = [ids[: _until(ids, keeping.stop_ids)] for ids in plain[:9] if ids]
+        assert cut == kept[:9], "the generation of transformers writes the same"
+
+
+def _until(ids: list[int], stops: tuple[int, ...]) -> int:
+    return next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+
+
+def test_prompts_that_share_nothing_are_continued_as_alone(llama: LlamaForCausalLM) -> None:
+    prompts = [[5, 6, 7], [9, 10, 11, 12, 13, 14, 15, 16, 17], [30]]
+    settings = {"stop_ids": (601,), "max_new_tokens": 9}
+    together = continue_prompts(llama, prompts, **settings)
+    assert [continue_prompts(llama, [prompt], **settings)[0] for prompt in prompts] == together
+    for prompt, written in zip(prompts, together, strict=True):
+        ids = list(prompt)
+        for token in written:
+            with torch.no_grad():
+                assert int(llama(torch.tensor([ids])).logits[0, -1].argmax()) == token
+            ids.append(token)
+
+
+def test_nothing_is_kept_once_the_weights_have_changed(llama: LlamaForCausalLM) -> None:
+    memory = Memory((3,))
+    continue_prompts(llama, [[1, 2]], stop_ids=range(602), max_new_tokens=2, memory=memory)
+    memory.take(llama, [[]])  # which notes the weights
+    (written,) = continue_prompts(
+        llama, [[1, 2]], stop_ids=range(602), max_new_tokens=2, memory=memory
+    )
+    assert len(written) == 1
+    memory.stop_ids = frozenset(range(602))
+    assert memory.take(llama, [[1, 2, *written, 8]]) != [None]
+    continue_prompts(llama, [[1, 2]], stop_ids=range(602), max_new_tokens=2, memory=memory)
+    with torch.no_grad():
+        llama.lm_head.weight += 1e-3
+    assert memory.take(llama, [[1, 2, *written, 8]]) == [None]
+    with torch.no_grad():
+        llama.lm_head.weight -= 1e-3
+
+
+def test_a_sliding_window_is_left_to_transformers() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = chat_tokenizer("smollm")
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=16, initializer_range=0.4,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    mistral = MistralForCausalLM(config).double().eval()
+    assert not continuation.keeps_plain_cache(mistral)
+    player = HFAgent(mistral, tokenizer, max_new_tokens=8)
+    asked = talks(*QUESTIONS)
+    assert [player.respond([talk])[0] for talk in asked] == player.respond(asked)
