@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads of torch that wait for one another spin, by default for so long that a busy core makes
     # them many times slower; alone, this is as fast. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress is shown by this library
     arguments, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     _accept_any_text()
     command = None

@@ -64,6 +64,8 @@ class Play(TaskSource):
 
 def run_play(config: Play) -> None:
     """Play until the questions or the person's lines end."""
+    if config.n < 0:
+        raise ConfigError(f"n is {config.n}; it must not be negative.")
     from benchmarks.play import play, read_line
 
     with config.open() as database:

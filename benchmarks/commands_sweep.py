@@ -50,7 +50,7 @@ class SweepMemory(WatchConfig, Launcher):
 
 @dataclass(frozen=True)
 class SweepStatus:
-    """Say which runs of a sweep or a study are done, failed or waiting, and why they failed."""
+    """Count the runs of a sweep or a study that are done or waiting, and say why others failed."""
 
     out: tyro.conf.Positional[Path]  # folder of the sweep
 

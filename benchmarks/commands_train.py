@@ -17,6 +17,7 @@ from benchmarks.commands_world import Source
 from benchmarks.evaluation import Measured
 from benchmarks.quickstart import QuickstartConfig
 from benchmarks.rollouts import Questions
+from itl_agents.hub import check_model
 from itl_env.dialogue import Style
 from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError
@@ -198,6 +199,7 @@ def run_eval(config: Eval) -> None:
     if config.out:
         check_new(Path(config.out))
     run: dict[str, Any] = {}
+    check_model(config.model)
     if (folder := Path(config.model)).is_dir():
         find_checkpoint(folder)  # if there is none, that is what is wrong
         run = run_settings(folder)

@@ -176,11 +176,11 @@ def facts_export(config: FactsExport) -> None:
     from benchmarks.progress import track
     from itl_env import export
 
+    if config.out.exists():
+        raise ConfigError(f"{config.out} exists; name another one, or remove it.")
     with config.open() as database:
         rows = track(database.rows(), "rows", len(database))
         if config.format == "dataset":
-            if config.out.exists():
-                raise ConfigError(f"Cannot write {config.out}: it exists; name another folder.")
             import datasets
 
             datasets.disable_progress_bars()

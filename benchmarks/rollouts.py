@@ -10,9 +10,10 @@ from typing import Any, Literal
 from benchmarks.statistics import clustered_wilson
 from itl_agents.agent import Agent
 from itl_agents.evaluate import RecallCount, one_question_each
+from itl_agents.hub import check_model
 from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
 from itl_env.episode import Episode
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
 from itl_env.files import read_json
 from itl_env.recall import RecallTask
@@ -43,14 +44,8 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
                 temperature=temperature,
             )
         place, run = str(checkpoint), run_settings(Path(name))
-    elif "/" not in name and not name.endswith(".gguf"):
-        from itl_agents.hub import HUB_IDS
-
-        if name not in HUB_IDS:
-            raise ConfigError(
-                f"There is no agent {name!r}; name one of {', '.join(SCRIPTED)}, the folder of a "
-                f"trained model, a .gguf file, a hub id, or one of {', '.join(HUB_IDS)}."
-            )
+    else:
+        check_model(name, among=SCRIPTED)
     from itl_agents.huggingface import HFAgent
 
     quiet_transformers()
@@ -67,10 +62,12 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
 
 def quiet_transformers() -> None:
     """Leave progress to this library, and of messages those of errors."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
 
 
 def is_nanollama(checkpoint: Path) -> bool:
@@ -87,7 +84,7 @@ def find_checkpoint(folder: Path) -> Path:
     Warns of damaged ones that a run has after that. Raises ConfigError if there is none or it is
     that of a whole ensemble, and ITLError if the folder is a damaged one itself.
     """
-    from itl_train.checkpoint import check_whole, newest_whole
+    from itl_train.checkpoint import check_whole, checkpoints, newest_whole
 
     if "members" in run_settings(folder):
         raise ConfigError(f"{folder} is of an ensemble; name one of its members, such as member-0.")
@@ -96,6 +93,8 @@ def find_checkpoint(folder: Path) -> Path:
         return folder
     if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=2)):
         return found
+    if checkpoints(folder / "checkpoints"):
+        raise ITLError(f"No checkpoint of {folder} is whole, so there is nothing to ask.")
     raise ConfigError(f"There is no trained model in {folder}; name a run's folder or checkpoint.")
 
 

@@ -55,7 +55,7 @@ class StudyConfig(Launcher):
 
     out: Path  # folder of the study
     preset: Literal["smoke", "laptop", "paper"] = "laptop"  # how much is run
-    """smoke: about a minute; laptop: under two hours on two cores; paper, where there is one: the
+    """smoke: about a minute; laptop: some hours on two cores; paper, where there is one: the
     published grid."""
     device: str = "cpu"  # where models are trained: cpu, cuda, ...
     retry: bool = False  # run again what failed
@@ -101,7 +101,7 @@ class Study(Generic[Group]):
         self.config = config
         one_process(config)
         for_device(config, config.device)  # which raises before anything is written
-        claim(config.out, f"itl bench run {name}")
+        claim(config.out, f"itl bench run {name} {config.flags}")
         self._known = {} if config.fresh else read_rows(RESULTS / name / RUNS)
         self.rows: dict[str, Row] = {}  # of the cells asked for, by their names
         self._here: dict[str, None] = {}  # the cells that are run in `config.out`, in order

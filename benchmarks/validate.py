@@ -161,7 +161,7 @@ class _Tally:
 
 
 def _reason(episode: Episode) -> str:
-    name, attribute, value, _ = episode.fact
+    name, attribute, value = episode.fact
     what = f"{attribute} of {name!r}, {quoted(value)}"
     if episode.error is not None:
         return f"{what}: error {episode.error}"

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from itl_agents.hub import HUB_IDS
+from itl_agents.hub import HUB_IDS, check_model
 from itl_env.errors import ConfigError, ITLError
 
 ADAPTER = "adapter_config.json"
@@ -89,11 +89,7 @@ def _where(place: str) -> tuple[str, dict[str, Any]]:
         if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
             raise ConfigError(f"{path} holds no model: there is no config.json in it.")
         return place, {}
-    if place.count("/") != 1 or place.startswith((".", "/", "~")) or place.endswith(".gguf"):
-        raise ConfigError(
-            f"There is no model {place!r}: it is no file or folder here, no OWNER/NAME of the hub, "
-            f"and none of {', '.join(HUB_IDS)}."
-        )
+    check_model(place)
     return place, {}
 
 

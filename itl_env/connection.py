@@ -63,6 +63,13 @@ def public_url(url: sa.URL) -> str:
     ).render_as_string()
 
 
+def lasting_url(database: str | os.PathLike[str] | sa.URL) -> str:
+    """`public_url` as it may be kept: a file's path in full, for whoever reads it elsewhere."""
+    url = parse_url(database)
+    path = sqlite_path(url)
+    return public_url(url if path is None else url.set(database=str(path.absolute())))
+
+
 def holds_password(url: sa.URL) -> bool:
     """Whether the address must not be shown as it is."""
     return url.password is not None or any(map(_is_secret, url.query))

@@ -58,6 +58,7 @@ class Episode:
     rewards: the parts of the reward by name; `reward` is their weighted sum.
     error: the code of the last error reply, or None.
     index, seed: the episode's place in its rollout and the rollout's seed.
+    aliases: other ways to write the fact's value, which are as right.
     """
 
     fact: Fact
@@ -73,6 +74,7 @@ class Episode:
     seed: int = 0
     agent: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One line of JSONL (without the newline), with the schema's version."""
@@ -84,7 +86,7 @@ class Episode:
             "index": self.index,
             "seed": self.seed,
             "agent": self.agent,
-            "fact": {k: v for k, v in self.fact._asdict().items() if k != "aliases" or v},
+            "fact": self.fact._asdict(),
             "messages": [message._asdict() for message in self.messages],
             "completions": [completion._asdict() for completion in self.completions],
             "answer": self.answer,
@@ -94,13 +96,14 @@ class Episode:
             "n_queries": self.n_queries,
             "error": self.error,
             "versions": dict(self.versions),
+            **({"aliases": list(self.aliases)} if self.aliases else {}),
         }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Episode":
         """The inverse of `to_dict`; raises KeyError or TypeError on a row of another shape."""
         return cls(
-            fact=Fact(**{**row["fact"], "aliases": tuple(row["fact"].get("aliases", ()))}),
+            fact=Fact(**row["fact"]),
             messages=tuple(Message(**message) for message in row["messages"]),
             completions=tuple(Completion(**completion) for completion in row["completions"]),
             answer=row["answer"],
@@ -113,6 +116,7 @@ class Episode:
             seed=row["seed"],
             agent=row["agent"],
             versions=row["versions"],
+            aliases=tuple(row.get("aliases", ())),
         )
 
 

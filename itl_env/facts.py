@@ -39,15 +39,11 @@ _CHUNK = 2**16  # people made at once: large enough to hide NumPy's overhead, a 
 
 
 class Fact(NamedTuple):
-    """One thing to know: the value of an attribute of the person called `name`.
-
-    aliases: other ways to write the value, which are as right.
-    """
+    """One thing to know: the value of an attribute of the person called `name`."""
 
     name: str
     attribute: str
     value: str
-    aliases: tuple[str, ...] = ()
 
 
 class Person(NamedTuple):

@@ -69,6 +69,7 @@ class State(NamedTuple):
     answer: str | None = None
     error: str | None = None
     stop_reason: StopReason | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -265,16 +266,13 @@ class RecallTask:
 
     def start(self, facts: Sequence[Fact]) -> list[State]:
         """One state per fact: the question is asked, nothing else has happened."""
-        if self.aliases is not None:
-            facts = self._with_aliases(facts, self.aliases)
-        return [State(fact, (Message("user", self.question(fact)),)) for fact in facts]
-
-    def _with_aliases(self, facts: Sequence[Fact], column: str) -> list[Fact]:
-        """The facts with what the column of aliases holds of them."""
-        found = self.database.lookup([(fact.name, column) for fact in facts])
+        states = [State(fact, (Message("user", self.question(fact)),)) for fact in facts]
+        if self.aliases is None:
+            return states
+        listed = self.database.lookup([(fact.name, self.aliases) for fact in facts])
         return [
-            fact._replace(aliases=_alias_list(text, fact.name))
-            for fact, text in zip(facts, found, strict=True)
+            state._replace(aliases=_alias_list(text, state.fact.name))
+            for state, text in zip(states, listed, strict=True)
         ]
 
     def advance(
@@ -388,6 +386,7 @@ class RecallTask:
                 answer,
                 state.error,
                 StopReason.ANSWERED,
+                state.aliases,
             )
             total, parts = self.rubric(over)
             return Reply(over, "", total, True, None, parts)
@@ -401,6 +400,7 @@ class RecallTask:
             None,
             outcome.error_code or state.error,
             StopReason.OUT_OF_TURNS if n_turns >= self.max_turns else None,
+            state.aliases,
         )
         if not after.done:
             return Reply(after, outcome.text, 0.0, False, outcome.error_code, {})
@@ -436,6 +436,7 @@ class RecallTask:
             seed=seed,
             agent=agent,
             versions=package_versions(),
+            aliases=state.aliases,
         )
 
 

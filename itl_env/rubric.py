@@ -26,6 +26,8 @@ class Transcript(Protocol):
     def stop_reason(self) -> StopReason | None: ...
     @property
     def n_queries(self) -> int: ...
+    @property
+    def aliases(self) -> tuple[str, ...]: ...
 
 
 class Component(NamedTuple):
@@ -66,13 +68,13 @@ def normalise(value: str) -> str:
 
 def is_exact(transcript: Transcript) -> float:
     """1.0 if the answered value equals the fact's value, or an alias, after normalisation."""
-    answer, fact = transcript.answer, transcript.fact
+    answer, value = transcript.answer, transcript.fact.value
     if answer is None:
         return 0.0
-    if answer == fact.value:
+    if answer == value:
         return 1.0
     said = normalise(answer)
-    return float(any(said == normalise(gold) for gold in (fact.value, *fact.aliases)))
+    return float(any(said == normalise(gold) for gold in (value, *transcript.aliases)))
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -90,11 +92,11 @@ def normalise_trivia(value: str) -> str:
 
 def is_trivia_answer(transcript: Transcript) -> float:
     """1.0 if the answer equals the value or an alias as TriviaQA compares them."""
-    answer, fact = transcript.answer, transcript.fact
-    if answer is None:
+    if transcript.answer is None:
         return 0.0
-    said = normalise_trivia(answer)
-    return float(any(said == normalise_trivia(gold) for gold in (fact.value, *fact.aliases)))
+    said = normalise_trivia(transcript.answer)
+    right = (transcript.fact.value, *transcript.aliases)
+    return float(any(said == normalise_trivia(gold) for gold in right))
 
 
 def contains_value(transcript: Transcript) -> float:

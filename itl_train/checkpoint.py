@@ -200,6 +200,8 @@ def newest(
     raised.
     """
     whole, found = newest_whole(folder, warn), checkpoints(folder)
+    if found and whole is None:
+        warn("Training begins anew.")
     for path in found[found.index(whole) + 1 if whole is not None else 0 :]:
         _remove(path)
     return None if whole is None else load(whole)

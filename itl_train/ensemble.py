@@ -60,7 +60,7 @@ class EnsembleRun:
                 plan = open_plan(config, tasks.seen_in, self.tokenizer)
                 by_database[config.database] = plan
         self.plans = [by_database[c.database].with_seed(c.seed) for c in self.configs]
-        settings = [recorded(*pair) for pair in zip(self.configs, self.tasks, strict=True)]
+        settings = [recorded(config) for config in self.configs]
         self.folder = RunFolder.open(out, {"members": settings})
         self.members = [RunFolder.open(out / f"member-{i}", own) for i, own in enumerate(settings)]
         self.model = NanoLlama(

@@ -27,6 +27,7 @@ from itl_agents.nanollama import (
     NanoTokenizer,
     open_tokenizer,
 )
+from itl_env.connection import lasting_url
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import Mode, RecallTask
@@ -110,9 +111,9 @@ class Tasks:
         return row
 
 
-def recorded(config: MemoryConfig, tasks: Tasks) -> dict[str, Any]:
+def recorded(config: MemoryConfig) -> dict[str, Any]:
     """The settings as they may be written down: the database's address without a password."""
-    return {**dataclasses.asdict(config), "database": tasks.seen.database.url}
+    return {**dataclasses.asdict(config), "database": lasting_url(config.database)}
 
 
 class MemoryRun:
@@ -134,7 +135,7 @@ class MemoryRun:
         self.device = self.team.device or config.device
         self.tasks = Tasks.open(config)
         self.tokenizer = self.tasks.tokenizer()
-        self._settings = recorded(config, self.tasks)
+        self._settings = recorded(config)
         self.folder = RunFolder(out)
         if self.team.first:
             if not has_begun(out, self._settings):

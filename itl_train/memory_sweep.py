@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from itl_env.connection import parse_url, public_url
+from itl_env.connection import lasting_url
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
 from itl_train.memory_config import MemoryConfig
@@ -176,7 +176,7 @@ def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _identity(settings: Mapping[str, Any]) -> str:
     """A hash of all settings of a run."""
     resolved = _resolved(settings)
-    return digest({**resolved, "database": public_url(parse_url(resolved["database"]))})
+    return digest({**resolved, "database": lasting_url(resolved["database"])})
 
 
 def _ensembles(out: Path) -> dict[str, list[dict[str, Any]]]:
@@ -216,7 +216,7 @@ def check_begun(cells: Sequence[Cell], out: Path) -> None:
     for cell in cells:
         if (out / cell.name / CONFIG).exists():
             settings = _resolved(cell.settings)
-            url = public_url(parse_url(settings["database"]))
+            url = lasting_url(settings["database"])
             has_begun(out / cell.name, {**settings, "database": url})
 
 

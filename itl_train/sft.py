@@ -29,6 +29,7 @@ from itl_agents.huggingface import HFAgent
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render
 from itl_agents.scripted import ExpertAgent
+from itl_env.connection import lasting_url
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
@@ -126,7 +127,7 @@ class SFTRun:
         if settings.mode == "in-tool":
             self.chat.check_tool()
         dialogues = self._dialogues(model)
-        recorded = {**dataclasses.asdict(settings), "database": self.questions.seen.database.url}
+        recorded = {**dataclasses.asdict(settings), "database": lasting_url(settings.database)}
         self.folder = RunFolder(out)
         if self.team.first:
             RunFolder.open(out, recorded)

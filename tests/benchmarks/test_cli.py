@@ -67,7 +67,7 @@ def test_version(run) -> None:
     ("arguments", "said"),
     [
         (["fcats"], "did you mean 'facts'"),
-        (["facts"], "one more word: build, query, export"),
+        (["facts"], "one more word: build, trivia, query, export"),
         (["bench", "run", "nothing"], "throughput"),
         (["--frobnicate"], "has no command '--frobnicate'"),
     ],

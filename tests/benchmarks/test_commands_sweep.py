@@ -102,7 +102,7 @@ def test_folders_of_many_runs_keep_to_their_command(run, world: str, tmp_path: P
     assert run("sweep", "memory", *axes, "--out", out)[0] == 0
     status, _, err = run("bench", "run", "bounds", "--preset", "smoke", "--out", out)
     assert status == 2
-    assert "belongs to `itl sweep memory`, not to `itl bench run bounds`" in sentence(err)
+    assert "belongs to `itl sweep memory`, not to `itl bench run bounds --preset" in sentence(err)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.tex").write_text("")
     status, _, err = run("sweep", "memory", *axes, "--out", tmp_path / "notes")

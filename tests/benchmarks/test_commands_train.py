@@ -163,3 +163,16 @@ def test_quickstart_runs_small(run, tmp_path: Path) -> None:
     assert "| in-tool | never seen |" in out
     assert "in-tool 3/3" in err
     assert (tmp_path / "quick/report.md").exists()
+
+
+def test_a_path_that_is_not_here_is_not_looked_for_on_the_hub(
+    run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    rollout = ("rollout", "--agent", "runs/in-tol", "--out", tmp_path / "e.jsonl")
+    for command in (("eval", "runs/in-tol"), rollout):
+        status, _, err = run(*command, "--database", world)
+        assert (status, sentence(err)) == (2, "itl: There is no runs/in-tol here.")
+    status, _, err = run("eval", "runs/in-tol")
+    assert (status, sentence(err)) == (2, "itl: There is no runs/in-tol here.")

@@ -231,3 +231,15 @@ def test_trivia_is_made_and_played(run, tmp_path: Path) -> None:
     assert (status, sentence(err)) == (
         1, "itl: Cannot read questions from none: No such file or directory.",
     )  # fmt: skip
+
+
+def test_an_export_replaces_nothing(run, world: str, tmp_path: Path) -> None:
+    database = tmp_path / "copy.db"
+    database.write_bytes(Path(world.removeprefix("sqlite:///")).read_bytes())
+    for kind in ("jsonl", "parquet", "biographies", "dataset"):
+        command = ("facts", "export", "--database", database, "--format", kind)
+        status, _, err = run(*command, "--out", database)
+        assert (status, sentence(err)) == (
+            2, f"itl: {database} exists; name another one, or remove it.",
+        )  # fmt: skip
+    assert run("facts", "query", "--database", database, "Nobody")[0] == 1, "it still opens"

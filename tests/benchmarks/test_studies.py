@@ -463,3 +463,12 @@ def test_a_study_needs_a_folder(run, tmp_path: Path) -> None:
     file.write_text("")
     status, _, said = run("bench", "run", "bounds", "--preset", "smoke", "--out", file)
     assert (status, said) == (2, f"itl: {file} is a file; name a folder.\n")
+
+
+def test_a_study_of_other_settings_needs_a_folder_of_its_own(run, tmp_path: Path) -> None:
+    out = tmp_path / "bounds"
+    out.mkdir()
+    (out / "made-by.txt").write_text("itl bench run bounds --preset smoke --recipe fast\n")
+    status, _, said = run(*smoke("bounds", out), "--recipe", "published")
+    assert status == 2
+    assert "--recipe fast`, not to `itl bench run bounds --preset smoke --recipe published`" in said

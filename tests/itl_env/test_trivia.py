@@ -71,7 +71,7 @@ def test_the_expert_plays_it_and_its_episodes_keep_the_aliases(quiz: str, tmp_pa
         assert episodes[5].messages[-1].content == "Six"
     write_episodes(episodes, tmp_path / "episodes.jsonl")
     assert list(read_episodes(tmp_path / "episodes.jsonl")) == episodes
-    assert episodes[5].fact.aliases == ("6", "six sides")
+    assert episodes[5].aliases == ("6", "six sides")
 
 
 def test_an_exact_rubric_knows_aliases_too(quiz: str) -> None:

@@ -314,9 +314,10 @@ def test_the_only_checkpoint_may_be_broken(world: str, tmp_path: Path) -> None:
     (only / "model.safetensors").write_bytes(b"cut off")
     with pytest.warns(UserWarning, match="whole") as warned:
         train_memory(config, tmp_path / "broken")
-    first, second = (str(each.message) for each in warned if each.category is UserWarning)
+    first, second, third = (str(each.message) for each in warned if each.category is UserWarning)
     assert "model.safetensors is not as it was written" in first
     assert second == f"None of the checkpoints in {tmp_path / 'broken' / 'checkpoints'} is whole."
+    assert third == "Training begins anew."
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
 
 
