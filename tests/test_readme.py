@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from .itl_train.test_sft import tiny_llama
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -12,11 +14,18 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
+    assert len(blocks) == 3
+    for block in blocks[:2]:
         exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.split()[-2:] == ["1.0", "True"]
     assert len((tmp_path / "episodes.jsonl").read_text().splitlines()) == 3200
+    # The model, which is the hub's, is replaced by a small one, and trained for two steps.
+    local = blocks[2].replace(
+        "HuggingFaceTB/SmolLM2-135M-Instruct", str(tiny_llama(tmp_path / "m"))
+    )
+    local = local.replace("max_steps=40", "max_steps=2")
+    exec(compile(local, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "trl" / "checkpoint-2").is_dir()
 
 
 def test_links_lead_somewhere() -> None:
