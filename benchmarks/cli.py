@@ -53,6 +53,11 @@ STUDIES = {
         "benchmarks.quickstart_seeds:quickstart_seeds",
         resumes=True,
     ),
+    "throughput-sft": Command(
+        "how fast a pretrained model is fine-tuned and asked, against the usual way",
+        "benchmarks.throughput_sft:ThroughputSFTConfig",
+        "benchmarks.throughput_sft:throughput_sft",
+    ),
     "large-scale": Command(
         "pretrained models that know facts or look them up: recall, HellaSwag, drift",
         "benchmarks.large_scale:LargeScaleConfig",
