@@ -10,6 +10,7 @@ goes on from its last checkpoint.
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ from itl_train.watch import memory_mb
 __all__ = ["SFTRun", "SFTSettings", "train_sft"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a Llama's blocks, each of which gets an adapter."""
+"""The matrices of a Llama's blocks, each of which gets an adapter; so do all of other models."""
 
 OnMetrics = Callable[[dict[str, Any]], None]
 
@@ -141,7 +142,7 @@ class SFTRun:
             args=self._arguments(at_once, accumulation),
             train_dataset=rendered_to_dataset(dialogues).select(order),
             processing_class=tokenizer,
-            peft_config=self._adapter(),
+            peft_config=self._adapter(model),
             callbacks=[_Watcher(self)],
         )
         self.trainer.remove_callback(PrinterCallback)
@@ -164,18 +165,20 @@ class SFTRun:
             )
         return rendered
 
-    def _adapter(self) -> Any:
+    def _adapter(self, model: Any) -> Any:
         """PEFT's configuration of the adapter; None to train all weights."""
         settings = self.settings
         if not settings.lora_rank:
             return None
         from peft import LoraConfig
 
+        there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        own = [name for name in PROJECTIONS if name in there]
         return LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=list(PROJECTIONS),
+            target_modules=own or "all-linear",
             task_type="CAUSAL_LM",
         )
 
@@ -260,7 +263,9 @@ class SFTRun:
         finite, naming the step.
         """
         self.on_metrics = on_metrics
-        with threads(self.n_threads), self._alone():
+        with threads(self.n_threads), self._alone(), warnings.catch_warnings():
+            # PEFT looks for the settings of a base that is a single file.
+            warnings.filterwarnings("ignore", message="Could not find a config file")
             while not self.finished:
                 with deferred_interrupt() as self.interrupted:
                     path = self.resumed_from
