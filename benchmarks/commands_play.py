@@ -111,18 +111,21 @@ def run_rollout(config: Rollout) -> None:
             max_queries=max_queries_of(config.mode),
         )
         agent = _agent(config, task)
-        facts = islice(questions(task, config.questions, config.n), len(begun), None)
+        facts = questions(task, config.questions, config.n)
         count = RecallCount()
         for episode in begun:
-            if (episode.agent, episode.seed) != (agent.name, config.seed):
+            asked = next(facts, None)
+            if (episode.agent, episode.seed, episode.fact) != (agent.name, config.seed, asked):
                 raise ConfigError(
-                    f"{unfinished(config.out)} holds episodes of {episode.agent} with seed "
-                    f"{episode.seed}; give the command that began it, or remove it."
+                    f"{unfinished(config.out)} holds episodes of another agent, seed or people; "
+                    "give the command that began it, or remove it."
                 )
             count.add(episode)
         if begun:
             print(f"going on after {len(begun):,} episodes")
-        played = rollout(agent, task, facts, seed=config.seed, lanes=config.lanes, first=len(begun))
+        # If a server dies, what is under way is lost.
+        lanes = min(config.lanes, 4 * config.at_once) if config.url else config.lanes
+        played = rollout(agent, task, facts, seed=config.seed, lanes=lanes, first=len(begun))
         total = how_many(task, config.questions, config.n) - len(begun)
         append_episodes(counted(track(played, "episodes", total), count), config.out)
         task.close()

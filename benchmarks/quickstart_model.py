@@ -78,7 +78,7 @@ def quickstart_model(
             say=say,
             track=track,
         )
-        found = evaluation.run()
+        found = evaluation.run(evaluation.checkpoints()[-1:])  # an interruption leaves others
     rows = [
         {
             "model": name,

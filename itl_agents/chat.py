@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from itl_agents.agent import Conversation
-from itl_agents.chat_template import FIND, TOOL, Calls
-from itl_agents.native_calls import read_call
+from itl_agents.chat_template import TOOL, Calls
+from itl_agents.native_calls import FIND, read_call
 from itl_env.actions import Lookup, parse_lookup
 from itl_env.dialogue import lookup_query
 from itl_env.episode import Completion
@@ -101,8 +101,18 @@ class ChatAgent:
         ConfigError if it knows no such model or refuses the key.
         """
         # A notebook has an event loop of its own, in which no other can be run.
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(self._respond(conversations))
         with ThreadPoolExecutor(max_workers=1) as thread:
-            return thread.submit(asyncio.run, self._respond(conversations)).result()
+            running = thread.submit(loop.run_until_complete, task)
+            try:
+                return running.result()
+            except BaseException:  # of the requests that are left nobody wants the answers
+                if not running.done():
+                    loop.call_soon_threadsafe(task.cancel)
+                raise
+            finally:
+                thread.submit(loop.close)
 
     async def _respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         from openai import AsyncOpenAI
@@ -143,6 +153,12 @@ class ChatAgent:
             raise ConfigError(
                 f"The server at {self.url} has no model {self.name!r}, or no chat there. It says: "
                 f"{_said(error)}"
+            ) from error
+        except openai.BadRequestError as error:
+            if any(word in str(error).lower() for word in ("context", "too long", "max_tokens")):
+                return Completion("", None, "error")  # this conversation is too long for it
+            raise ConfigError(
+                f"The server at {self.url} does not take the request: {_said(error)}"
             ) from error
         except openai.APITimeoutError as error:
             raise ServerFailure(

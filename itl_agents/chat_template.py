@@ -19,15 +19,17 @@ from typing import Any, Literal
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from itl_agents.native_calls import FIND, read_call
 from itl_agents.render import Around
 from itl_env.actions import Lookup, parse_lookup
-from itl_env.dialogue import Role
+from itl_env.dialogue import Role, lookup_query
 from itl_env.errors import ConfigError, ITLError
 
 Calls = Literal["text", "native"]
 
-FIND = "find"
-"""The name of the tool where a model calls it in its own way."""
+OPTIONS: Mapping[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Variables that some templates use and others pass over: models that think first would else do so
+at every question, and Llama 3 would be told another date every day."""
 
 TOOL: Mapping[str, Any] = {
     "type": "function",
@@ -78,8 +80,7 @@ class ChatTokenizer:
         self.calls: Calls = calls
         self.system = system
         self.name = name
-        # Models that think first would else do so at every question; other templates pass it over.
-        self.options = {"enable_thinking": False, **(options or {})}
+        self.options = {**OPTIONS, **(options or {})}
         self._reply_role = "ipython" if "ipython" in str(tokenizer.chat_template) else "tool"
         special = {token.content for token in tokenizer.added_tokens_decoder.values()}
         self._control = {text for text in special if text.strip()}
@@ -87,6 +88,12 @@ class ChatTokenizer:
         self._special_ids = {
             id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special
         }
+        # Tokenizers that put a space before every text (Llama 2's, say) must not do so in mid-text.
+        self._before = self._plain("\n")
+        behind = self._plain("\nx")
+        self._spaces = behind[: len(self._before)] == self._before and behind[
+            len(self._before) :
+        ] != self._plain("x")
         self._around: dict[tuple[tuple[Role, ...], bool], list[Around]] = {}
         self._inside: tuple[int, ...] = ()  # between the two arguments of a native call
         self._quoted = False  # whether these arguments are JSON strings
@@ -103,8 +110,18 @@ class ChatTokenizer:
     def check_tool(self) -> None:
         """Raise ConfigError if the template cannot show a call and its reply."""
         self.around(("user", "assistant", "database"), True)
+        if self.calls == "native":
+            head = self.around(("user", "assistant", "database"), True)[1].head
+            turn = self.encode_turn(lookup_query("some_attribute", "Some Name"), True)
+            end = self.around(("user", "assistant", "database"), True)[2].end
+            written = self.decode([*head, *turn, *end])
+            if read_call(written) != ("some_attribute", "Some Name"):
+                raise ConfigError(
+                    f"{self.name} calls tools in a way that is not understood here ({written!r}); "
+                    "take text calls."
+                )
 
-    def kind_of(self, end: int) -> Literal["query", "answer"] | None:
+    def kind_of(self, end: int | None) -> Literal["query", "answer"] | None:
         """What a turn is that ends in this mark; None if the mark does not tell."""
         call = self._call_end()
         if call == self._answer_end or end not in (call, self._answer_end):
@@ -162,7 +179,21 @@ class ChatTokenizer:
 
     def _marks(self, text: str) -> tuple[int, ...]:
         """Ids of what the template writes, in which control tokens are meant."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        starts = self._spelled.match(text)
+        return tuple(self._plain(text) if starts else self._inside_text(text))
+
+    def _plain(self, text: str) -> list[int]:
+        """Ids of a text of its own."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def _inside_text(self, text: str) -> list[int]:
+        """Ids of a piece of a text, before which there is something."""
+        if not self._spaces or not text:
+            return self._plain(text)
+        ids = self._plain("\n" + text)
+        is_behind = ids[: len(self._before)] == self._before
+        return ids[len(self._before) :] if is_behind else self._plain(text)
 
     def _written(self, roles: tuple[Role, ...], prompt: bool) -> list[str]:
         """What the template writes before, between and behind messages of these roles."""
@@ -249,9 +280,13 @@ class ChatTokenizer:
         # What spells a control token is cut behind its first letter.
         while found := self._spelled.search(text, place):
             place = found.start() + 1
-            ids += self.tokenizer.encode(text[start:place], add_special_tokens=False)
+            ids += self._inside_text(text[start:place])
             start = place
-        return [*ids, *self.tokenizer.encode(text[start:], add_special_tokens=False)]
+        return [*ids, *self._inside_text(text[start:])]
+
+    def encode_reply(self, text: str) -> list[int]:
+        """See `DialogueTokenizer.encode_reply`; some templates write replies as JSON."""
+        return self.encode(_json(text) if self._reply_quoted else text)
 
     def encode_turn(self, text: str, calls: bool) -> list[int]:
         """See `DialogueTokenizer.encode_turn`.

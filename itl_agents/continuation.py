@@ -33,7 +33,8 @@ class Sampling(NamedTuple):
 
     def __call__(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
         """Scores whose largest is the draw."""
-        return logits / self.temperature + self.noise(rows, step).to(logits)
+        scores = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return scores / self.temperature + self.noise(rows, step).to(scores)
 
 
 class Block(NamedTuple):

@@ -16,6 +16,11 @@ HUB_IDS: Mapping[str, str] = {
 """Those of arXiv 2508.20755, section 6."""
 
 
+def lasting_name(name: str) -> str:
+    """The name of a model as it may be kept: its path in full if it is here."""
+    return str(Path(name).absolute()) if name not in HUB_IDS and Path(name).exists() else name
+
+
 def check_model(name: str, among: Iterable[str] = ()) -> None:
     """Raise ConfigError for what cannot be a model: no file or folder here, and no name of the hub.
 

@@ -96,9 +96,13 @@ class HFAgent:
 
         # Prompts of nearly one length side by side need little padding.
         fitting.sort(key=lambda lane: len(prompts[lane]))
+        # Those near the end of the model's room would cut the turns of others short.
+        tight = [lane for lane in fitting if len(prompts[lane]) + self.max_new_tokens > room]
+        loose = [lane for lane in fitting if len(prompts[lane]) + self.max_new_tokens <= room]
         for lanes in (
-            [lane for lane in fitting if known[lane] is not None],
-            [lane for lane in fitting if known[lane] is None],
+            [lane for lane in loose if known[lane] is not None],
+            [lane for lane in loose if known[lane] is None],
+            *([lane] for lane in tight),
         ):
             for lane, ids in self._in_batches(lanes, write):
                 completions[lane] = self._completion(ids)
@@ -155,14 +159,17 @@ class HFAgent:
     def _completion(self, ids: list[int]) -> Completion:
         """What was written, as text and, where that is clear, as what it means."""
         stopped = bool(ids) and ids[-1] in self.stop_ids
+        end = ids[-1] if stopped else None
         text = self.chat.decode(ids[:-1] if stopped else ids)
+        if stopped and end not in self.chat.stop_ids:
+            ids = ids[:-1]  # dialogues hold the marks of the template, and no others
         if not stopped:
             return Completion(text, ids, "length")
         if self.chat.calls == "native":
             if (call := read_call(text)) is not None:
                 return Completion(lookup_query(*call), ids, "stop", "query")
             return Completion(text, ids, "stop", "answer")
-        return Completion(text, ids, "stop", self.chat.kind_of(ids[-1]))
+        return Completion(text, ids, "stop", self.chat.kind_of(end))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -3,7 +3,8 @@
 import json
 import re
 
-from itl_agents.chat_template import FIND
+FIND = "find"
+"""The name of the tool where a model calls it in its own way."""
 
 _KEYS = ("arguments", "parameters")
 _XML = re.compile(

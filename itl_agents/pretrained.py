@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from itl_agents.hub import HUB_IDS, check_model
+from itl_agents.hub import HUB_IDS, check_model, lasting_name
 from itl_env.errors import ConfigError, ITLError
 
 ADAPTER = "adapter_config.json"
@@ -43,7 +43,7 @@ def load_pretrained(
     Raises ConfigError if there is no such model, and ITLError if it cannot be had: a licence that
     must be accepted first, no connection, a file that is damaged.
     """
-    place = HUB_IDS.get(str(source), str(source))
+    place = HUB_IDS.get(str(source), lasting_name(str(source)))
     path = Path(place)
     if (path / ADAPTER).is_file():
         return _with_adapter(path, dtype, device)

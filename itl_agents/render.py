@@ -54,6 +54,10 @@ class DialogueTokenizer(Protocol):
         """Ids of content; whatever the text spells, never a mark."""
         ...
 
+    def encode_reply(self, text: str) -> list[int]:
+        """Ids of what the tool has replied."""
+        ...
+
     def encode_turn(self, text: str, calls: bool) -> list[int]:
         """Ids of an assistant's turn without its head and end; `calls` if the tool will reply."""
         ...
@@ -122,7 +126,8 @@ def render_messages(
             ids += written
             labels += written
         else:
-            content = tokenizer.encode(text)
+            replies = role == "database"
+            content = tokenizer.encode_reply(text) if replies else tokenizer.encode(text)
             ids += content
             labels += [IGNORED] * len(content)
         ids += between

@@ -152,8 +152,9 @@ class RecallTask:
         if aliases is not None and aliases not in database.attributes:
             raise ConfigError(f"There is no column {aliases!r} of aliases in {database!r}.")
         self.aliases = aliases
+        self.queried = tuple(name for name in database.attributes if name != aliases)
         if attributes is None:
-            attributes = [name for name in database.attributes if name != aliases]
+            attributes = self.queried
         self.attributes = tuple(attributes)
         if unknown := [name for name in self.attributes if name not in database.attributes]:
             raise ConfigError(
@@ -351,8 +352,8 @@ class RecallTask:
         request = parse_lookup(query.text)
         if isinstance(request, ParseError):
             return _error(request)
-        if request.attribute not in self.database.attributes:
-            known = ", ".join(self.database.attributes)
+        if request.attribute not in self.queried:
+            known = ", ".join(self.queried)
             return _error(ParseError("unknown_attribute", f"unknown attribute; there are {known}"))
         return request
 

@@ -5,6 +5,7 @@ full stop), never by substring or suffix: "1/5/1990" does not match "21/5/1990".
 """
 
 import re
+import string
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,10 +84,13 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def normalise_trivia(value: str) -> str:
     """The form in which TriviaQA compares answers: no case, punctuation, articles or extra space.
 
-    (Joshi et al. 2017, arXiv 1705.03551, section 6; the same as SQuAD's.)
+    (Joshi et al. 2017, arXiv 1705.03551, section 6.) Marks become spaces, those of all scripts.
     """
     text = unicodedata.normalize("NFC", value).casefold()
-    kept = "".join(c if not unicodedata.category(c).startswith("P") else " " for c in text)
+    kept = "".join(
+        " " if c in string.punctuation or unicodedata.category(c).startswith("P") else c
+        for c in text
+    )
     return " ".join(_ARTICLES.sub(" ", kept).split())
 
 
@@ -96,7 +100,7 @@ def is_trivia_answer(transcript: Transcript) -> float:
         return 0.0
     said = normalise_trivia(transcript.answer)
     right = (transcript.fact.value, *transcript.aliases)
-    return float(any(said == normalise_trivia(gold) for gold in right))
+    return float(bool(said) and any(said == normalise_trivia(gold) for gold in right))
 
 
 def contains_value(transcript: Transcript) -> float:

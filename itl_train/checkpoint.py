@@ -15,11 +15,13 @@ from torch import nn
 
 from itl_agents.nanollama import NanoLlama, NanoTokenizer, load_model, save_model
 from itl_env.errors import ConfigError, ITLError
+from itl_env.files import write_text
 
 _STATE = "training.pt"
 _DIGESTS = "digests.json"  # of every other file, for a flipped bit is not seen otherwise
 _PREFIX = "step-"
 Loaded = TypeVar("Loaded")
+_OPTIMIZER = "optimizer.pt"  # of a trainer of transformers
 _FOREIGN = "checkpoint-"  # with which a trainer of transformers names its own
 
 
@@ -71,6 +73,19 @@ def adopt(folder: Path, step: int) -> Path:
     except OSError as error:
         raise ITLError(f"Cannot write the checkpoint {final}: {error.strerror}.") from error
     return final
+
+
+def drop_optimizers(folder: Path, keep: int = 2) -> None:
+    """Remove what only resuming needs, and takes most room, from all but the last checkpoints.
+
+    keep: from how many it is not removed; the last one may be broken.
+    """
+    for path in checkpoints(folder)[:-keep]:
+        if (path / _OPTIMIZER).exists():
+            digests = json.loads((path / _DIGESTS).read_text(encoding="utf-8"))
+            digests.pop(_OPTIMIZER, None)
+            write_text(path / _DIGESTS, json.dumps(digests, indent=1) + "\n")
+            (path / _OPTIMIZER).unlink()
 
 
 def _seal(partial: Path, final: Path) -> None:

@@ -9,6 +9,7 @@ goes on from its last checkpoint.
 
 import dataclasses
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
@@ -26,10 +28,12 @@ from trl import SFTConfig, SFTTrainer
 from itl_agents.agent import rollout
 from itl_agents.chat_template import ChatTokenizer
 from itl_agents.evaluate import measure_recall
+from itl_agents.hub import lasting_name
 from itl_agents.huggingface import HFAgent
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render
 from itl_agents.scripted import ExpertAgent
+from itl_env import streams
 from itl_env.connection import lasting_url
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
@@ -40,6 +44,7 @@ from itl_train.checkpoint import (
     adopt,
     check_finite,
     checkpoints,
+    drop_optimizers,
     keep_last,
     newest,
     what_is_left,
@@ -55,7 +60,8 @@ from itl_train.watch import memory_mb
 __all__ = ["SFTRun", "SFTSettings", "train_sft"]
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a Llama's blocks, each of which gets an adapter; so do all of other models."""
+"""The matrices of a Llama's blocks, each of which gets an adapter. Of a model that has not all of
+them, every linear layer but the head does."""
 
 OnMetrics = Callable[[dict[str, Any]], None]
 
@@ -91,9 +97,10 @@ class Questions:
         return cls(seen, unseen, settings)
 
     def asked(self, task: RecallTask, n: int) -> list[Fact]:
-        """At most n facts of a task, spread evenly over it; the same ones every time."""
-        n = min(n, task.n_facts)
-        return task.facts_at([place * task.n_facts // n for place in range(n)])
+        """At most n facts of a task, of all attributes and people alike; the same every time."""
+        places = np.arange(min(n, task.n_facts), dtype=np.uint64)
+        chosen = streams.permute(places, task.n_facts, streams.key(0, "asked"))
+        return task.facts_at(sorted(chosen.tolist()))
 
     def ask(self, agent: HFAgent, n: int) -> dict[str, Any]:
         """Recall on facts trained on and on others, for a metrics row."""
@@ -117,6 +124,7 @@ class SFTRun:
         """
         self.settings = settings
         check_device(settings.device)
+        _check_one_model_a_process(settings.device)
         self.team = Team.join(settings.device)
         at_once, accumulation = settings.accumulation(self.team.n)
         self.questions = Questions.open(settings)
@@ -128,7 +136,11 @@ class SFTRun:
         if settings.mode == "in-tool":
             self.chat.check_tool()
         dialogues = self._dialogues(model)
-        recorded = {**dataclasses.asdict(settings), "database": lasting_url(settings.database)}
+        recorded = {
+            **dataclasses.asdict(settings),
+            "database": lasting_url(settings.database),
+            "model": lasting_name(settings.model),
+        }
         self.folder = RunFolder(out)
         if self.team.first:
             RunFolder.open(out, recorded)
@@ -173,18 +185,18 @@ class SFTRun:
         from peft import LoraConfig
 
         there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        own = [name for name in PROJECTIONS if name in there]
+        is_llama = there.issuperset(PROJECTIONS)
         return LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=own or "all-linear",
+            target_modules=list(PROJECTIONS) if is_llama else "all-linear",
             task_type="CAUSAL_LM",
         )
 
     def _arguments(self, at_once: int, accumulation: int) -> SFTConfig:
         settings = self.settings
-        return SFTConfig(
+        arguments = SFTConfig(
             output_dir=str(self.folder.checkpoints),
             per_device_train_batch_size=at_once,
             gradient_accumulation_steps=accumulation,
@@ -209,6 +221,9 @@ class SFTRun:
             report_to="none",
             disable_tqdm=True,
         )
+        if arguments.device.type == "cuda":
+            arguments._n_gpu = 1  # else all GPUs of this machine would share each batch
+        return arguments
 
     def _restore(self) -> Path | None:
         """The newest whole checkpoint; what is broken or too new is cleared away."""
@@ -358,11 +373,27 @@ class _Watcher(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         run = self.run
+        run.team.wait()  # each process writes a file of its own
         if run.team.first:
             check_finite(run.trainer.model, state.global_step, run.folder.checkpoints)
             adopt(run.folder.checkpoints, state.global_step)
+            drop_optimizers(run.folder.checkpoints)
             run._keep()
         run.team.wait()
+
+
+def _check_one_model_a_process(device: str) -> None:
+    """Raise ConfigError for what cannot be done here: shards of a model, or a GPU by its number."""
+    sharded = [n for n in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if n in os.environ]
+    if any(os.environ[name].lower() in ("true", "1") for name in sharded):
+        raise ConfigError(
+            "Fine-tuning shares batches among processes, not the model; launch it without FSDP and "
+            "DeepSpeed."
+        )
+    if ":" in device:
+        raise ConfigError(
+            f"device is {device!r}; name its kind, and choose one by CUDA_VISIBLE_DEVICES."
+        )
 
 
 def _step_of(checkpoint: Path | None) -> int:

@@ -62,6 +62,10 @@ class Marked(ABC):
     def encode(self, text: str) -> list[int]:
         """See `DialogueTokenizer.encode`."""
 
+    def encode_reply(self, text: str) -> list[int]:
+        """See `DialogueTokenizer.encode_reply`."""
+        return self.encode(text)
+
     def encode_turn(self, text: str, calls: bool) -> list[int]:
         """See `DialogueTokenizer.encode_turn`."""
         return self.encode(text)

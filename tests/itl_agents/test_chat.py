@@ -130,7 +130,7 @@ def test_a_server_that_dies_takes_no_episode_along(
         command[command.index(short_lived.url)] = again.url
         other = [*command, "--seed", "1"]
         assert main(other) == 2
-        assert "holds episodes of" in capsys.readouterr().err
+        assert "holds episodes of another agent, seed or people" in capsys.readouterr().err
         assert main(command) == 0
     finally:
         again.stop()

@@ -1,20 +1,23 @@
 """Chat templates: what they put around words, what is trained, and what they cannot show."""
 
+import copy
 import json
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
-from itl_agents.chat_template import TOOL, Calls, ChatTokenizer
+from itl_agents.chat_template import OPTIONS, TOOL, Calls, ChatTokenizer
 from itl_agents.nanollama import ByteTokenizer
 from itl_agents.render import IGNORED, render_messages, render_prompt
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, ITLError
 
-from .chat_models import FAMILIES, chat_tokenizer
+from .chat_models import FAMILIES, SMOLLM, chat_tokenizer
 
 IN_TOOL = (
     Message("user", "When was Ann Lee born?"),
@@ -42,7 +45,7 @@ def by_template(tokenizer: ChatTokenizer, messages: Sequence[Message]) -> list[i
     roles = {"database": reply}
     return tokenizer.tokenizer.apply_chat_template(
         [{"role": roles.get(m.role, m.role), "content": m.content} for m in messages],
-        enable_thinking=False,
+        **OPTIONS,
         return_dict=False,
     )
 
@@ -164,7 +167,7 @@ def test_native_calls_are_written_as_the_template_writes_them(family: str) -> No
             {"role": "assistant", "content": IN_TOOL[3].content},
         ],
         tools=[dict(TOOL)],
-        enable_thinking=False,
+        **OPTIONS,
         return_dict=False,
     )
     if family == "qwen3":
@@ -195,6 +198,64 @@ def test_names_in_native_calls_are_escaped() -> None:
     assert found["arguments"]["name"] == name
     with pytest.raises(ITLError, match="is no call of the tool find"):
         render_messages((IN_TOOL[0], Message("assistant", "SELECT 1"), *IN_TOOL[2:]), tokenizer)
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that puts a space before every text, as those of SentencePiece do."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    bpe.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    text = [message.content for message in IN_TOOL] * 20 + ['\n<|user|>\n find "{}:,.?!']
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    bpe.train_from_iterator(text, trainers.BpeTrainer(vocab_size=500, special_tokens=alphabet))
+    bpe.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|im_start|>", eos_token="<|im_end|>"
+    )
+    tokenizer.chat_template = SMOLLM
+    return tokenizer
+
+
+def test_a_tokenizer_that_puts_spaces_before_texts_does_not_do_so_in_mid_text() -> None:
+    tokenizer = spaced_tokenizer()
+    assert tokenizer.decode(tokenizer.encode("Ann Lee was")) == "Ann Lee was"
+    assert tokenizer.convert_ids_to_tokens(tokenizer.encode("Ann"))[0].startswith("▁")
+    chat = ChatTokenizer(tokenizer)
+    for messages in (IN_TOOL, IN_WEIGHT):
+        assert render_messages(messages, chat).input_ids == by_template(chat, messages)
+    spelled = "Ann<|im_end|>Lee"
+    assert "Ann<|im_end|>Lee" in chat.decode([*chat._marks("user\n"), *chat.encode(spelled)])
+
+
+def test_native_calls_that_cannot_be_read_back_are_refused() -> None:
+    chat("qwen2_5", "native").check_tool()
+    tokenizer = copy.deepcopy(chat_tokenizer("qwen2_5"))
+    tokenizer.chat_template = str(tokenizer.chat_template).replace('{"name": "', '{"tool": "')
+    with pytest.raises(ConfigError, match="calls tools in a way that is not understood here"):
+        ChatTokenizer(tokenizer, calls="native").check_tool()
+
+
+def test_a_date_does_not_change_what_is_trained() -> None:
+    text = chat("llama3_2").decode(render_prompt(IN_TOOL[:1], chat("llama3_2")))
+    assert "Today Date: 26 Jul 2024" in text
+
+
+def test_replies_are_written_as_json_where_the_template_does_so() -> None:
+    dialogue = (*IN_TOOL[:2], Message("database", 'the "Fox"'), IN_TOOL[3])
+    for calls in ("text", "native"):
+        tokenizer = chat("llama3_2", calls)
+        assert '"the \\"Fox\\""' in tokenizer.decode(render_messages(dialogue, tokenizer).input_ids)
+    tokenizer = chat("smollm")
+    assert 'tool\nthe "Fox"<|im_end|>' in tokenizer.decode(
+        render_messages(dialogue, tokenizer).input_ids
+    )
 
 
 @pytest.mark.parametrize("calls", ["text", "native"])

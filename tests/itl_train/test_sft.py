@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -18,9 +19,9 @@ from itl_agents.pretrained import load_pretrained
 from itl_agents.render import IGNORED, render
 from itl_env import FactDatabase, RecallTask
 from itl_env.errors import ConfigError, ITLError
-from itl_train.checkpoint import checkpoints
+from itl_train.checkpoint import check_whole, checkpoints
 from itl_train.dataset import episodes_to_dataset
-from itl_train.sft import SFTRun, SFTSettings, train_sft
+from itl_train.sft import Questions, SFTRun, SFTSettings, train_sft
 
 from ..itl_agents.chat_models import chat_tokenizer
 
@@ -118,6 +119,49 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
         if whole["step"] == 8 and "loss" in whole:  # a mean over the steps since step 7
             broken["loss"] = whole["loss"]
         assert broken == whole
+
+
+def test_all_attributes_are_asked_for_alike(world: str, llama: Path) -> None:
+    questions = Questions.open(small(world, llama, n_facts=1_000, n_unseen=400))
+    assert questions.unseen is not None
+    for task, n in ((questions.seen, 100), (questions.unseen, 100), (questions.seen, 300)):
+        asked = questions.asked(task, n)
+        assert len(set(asked)) == n
+        assert asked == questions.asked(task, n), "the same every time"
+        for attribute in task.attributes:
+            assert sum(fact.attribute == attribute for fact in asked) == pytest.approx(
+                n / 4, rel=0.5
+            )
+        assert len({fact.name for fact in asked}) > n / 2
+
+
+def test_optimizers_are_kept_of_the_last_checkpoints_only(
+    world: str, llama: Path, tmp_path: Path
+) -> None:
+    train_sft(small(world, llama), tmp_path)
+    kept = checkpoints(tmp_path / "checkpoints")
+    assert [(path / "optimizer.pt").exists() for path in kept] == [False, True, True]
+    for path in kept:
+        check_whole(path)
+
+
+def test_what_cannot_be_launched_is_refused(
+    world: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="without FSDP"):
+        train_sft(small(world, llama), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_recorded_by_its_whole_path(
+    world: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(llama.parent)
+    train_sft(small(world, llama, model=llama.name, n_steps=1), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"] == str(llama)
+    load_pretrained(checkpoints(tmp_path / "checkpoints")[-1])
 
 
 def test_a_broken_checkpoint_is_passed_over(world: str, llama: Path, tmp_path: Path) -> None:
