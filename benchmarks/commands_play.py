@@ -82,6 +82,7 @@ class Rollout(TaskSource):
     """The server's model is then the agent."""
     protocol: bool = False  # tell that model, in a system message, how to query the database
     at_once: int = 10  # requests to the server at a time
+    device: str = "cpu"  # where a model plays that is no server's: cpu, cuda, ...
     out: Path  # JSON lines file for the episodes
     mode: Mode = "in-tool"  # with the database to query, or without
     n: int = 1000  # how many episodes to play
@@ -138,7 +139,7 @@ def _agent(config: Rollout, task: RecallTask) -> "Agent":
     from benchmarks.rollouts import make_agent
 
     if not config.url:
-        return make_agent(config.agent, task, config.temperature)
+        return make_agent(config.agent, task, config.temperature, config.device)
     from itl_agents.chat import ChatAgent, protocol
 
     return ChatAgent(

@@ -154,9 +154,10 @@ class Eval:
     lanes: int = 256  # episodes side by side
     seed: int = 0  # drives what is drawn where temperature is above 0
     out: str = ""  # JSON lines file for the episodes; none by default
+    device: str = "cpu"  # where the model is asked: cpu, cuda, ...
     every: bool = False
-    """Measure every checkpoint of a fine-tuning run and its base, by what follows, and keep it in
-    RUN/evaluations; the same command goes on."""
+    """Measure every checkpoint of a fine-tuning run, or the one that is named, and the base, by
+    what follows, and keep it in RUN/evaluations; the same command goes on."""
     n_seen: int = Measured.n_seen  # with --every: facts trained on that are asked for
     n_unseen: int = Measured.n_unseen  # with --every: other facts that are asked for
     hellaswag: int = Measured.hellaswag  # with --every: items of HellaSwag; 0 for none
@@ -221,7 +222,7 @@ def run_eval(config: Eval) -> None:
             style=config.style or run.get("style", "compact"),
             max_queries=max_queries_of(mode),
         )
-        agent = make_agent(config.model, task, config.temperature)
+        agent = make_agent(config.model, task, config.temperature, config.device)
         total = how_many(task, config.questions, config.n)
         facts = questions(task, config.questions, config.n)
         count = RecallCount()
@@ -247,9 +248,13 @@ def run_evaluation(config: Eval) -> None:
     from benchmarks.timing import say
 
     quiet_transformers()
-    folder = Path(config.model)
-    evaluation = RunEvaluation(folder, _part(config, Measured), say=say, track=track)
-    print(summary(evaluation.run()))
+    folder, chosen = Path(config.model), None
+    if folder.parent.name == "checkpoints":
+        folder, chosen = folder.parent.parent, [folder]
+    evaluation = RunEvaluation(
+        folder, _part(config, Measured), device=config.device, say=say, track=track
+    )
+    print(summary(evaluation.run(chosen)))
     print(f"the table is in {folder / EVALUATIONS / 'table.csv'}")
 
 

@@ -75,15 +75,22 @@ def general_prompts(n: int) -> list[str]:
 
 
 def base_answers(
-    base: HFAgent, prompts: Sequence[str], file: Path, say: Callable[[str], None] = lambda s: None
+    load: Callable[[], HFAgent],
+    name: str,
+    max_new_tokens: int,
+    prompts: Sequence[str],
+    file: Path,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
     """The base model's greedy answers, read from `file` if they are there already.
+
+    load: the agent that answers, with this name and length of turns; only called if it must.
 
     Raises ITLError if the file is damaged, and ConfigError if it is of another model or prompts.
     """
     made_by = {
-        "model": base.name,
-        "max_new_tokens": base.max_new_tokens,
+        "model": name,
+        "max_new_tokens": max_new_tokens,
         "prompts": hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest(),
     }
     if file.exists():
@@ -94,7 +101,8 @@ def base_answers(
                 "another length; name another folder."
             )
         return [Answer(*pair) for pair in there["answers"]]
-    say(f"{base.name} answers {len(prompts)} general prompts")
+    say(f"{name} answers {len(prompts)} general prompts")
+    base = load()
     talks = [Conversation((Message("user", text),), (), 0) for text in prompts]
     written = base.respond(talks)
     answers = [

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from benchmarks.statistics import (
     clustered_wilson,
     interval,
@@ -29,6 +31,7 @@ from itl_train.sft_config import SFTSettings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from benchmarks.drift import Answer
     from itl_agents.pretrained import Pretrained
 
 EVALUATIONS = "evaluations"
@@ -122,10 +125,13 @@ class RunEvaluation:
     def measure_base(self) -> dict[str, Any]:
         """The parts of the model that the run began with; of drift there is none."""
         own, load = self.folder / EVALUATIONS / BASE, self._load_base
-        return {
-            **self._parts(own, BASE, load, self.measured, ("recall",)),
-            **self._parts(self.base_folder, BASE, load, self.measured, ("hellaswag",)),
-        }
+        found = self._parts(own, BASE, load, self.measured, ("recall",))
+        self.base_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.base_folder / ".lock"):  # others may share it
+            found |= self._parts(self.base_folder, BASE, load, self.measured, ("hellaswag",))
+            if self.measured.drift:
+                self._answers()
+        return found
 
     def measure(self, checkpoint: Path) -> dict[str, Any]:
         """The parts of a checkpoint.
@@ -197,7 +203,9 @@ class RunEvaluation:
 
     # -- the parts -------------------------------------------------------------------------------
 
-    def _agent(self, loaded: "Pretrained", max_new_tokens: int = 64) -> Any:
+    def _agent(
+        self, loaded: "Pretrained", max_new_tokens: int = 64, keep_turns: bool = True
+    ) -> Any:
         from itl_agents.huggingface import HFAgent
 
         return HFAgent(
@@ -207,6 +215,7 @@ class RunEvaluation:
             calls=self.settings.calls,
             system=self.settings.system,
             max_new_tokens=max_new_tokens,
+            keep_turns=keep_turns,
         )
 
     def _measure_recall(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
@@ -215,7 +224,7 @@ class RunEvaluation:
         from itl_train.sft import Questions
 
         questions = Questions.open(self.settings)
-        agent = self._agent(loaded)
+        agent = self._agent(loaded, keep_turns=self.settings.mode == "in-tool")
         result: dict[str, Any] = {}
         for who, task, n in (
             ("seen", questions.seen, measured.n_seen),
@@ -257,17 +266,23 @@ class RunEvaluation:
         return asdict(found)
 
     def _measure_drift(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
-        from benchmarks.drift import base_answers, general_prompts, measure_drift
+        from benchmarks.drift import measure_drift
 
-        base = self._load_base()
-        self.base_folder.mkdir(parents=True, exist_ok=True)
-        answers = base_answers(
-            self._agent(base, self.measured.drift_tokens),
-            general_prompts(max(measured.drift, self.measured.drift)),
+        answers = self._answers()[: measured.drift]
+        return asdict(measure_drift(self._load_base().model, loaded.model, answers))
+
+    def _answers(self) -> "list[Answer]":
+        """What the base says to the general prompts, at all of which it has been asked."""
+        from benchmarks.drift import base_answers, general_prompts
+
+        return base_answers(
+            lambda: self._agent(self._load_base(), self.measured.drift_tokens, keep_turns=False),
+            self.settings.model,
+            self.measured.drift_tokens,
+            general_prompts(max(self.measured.drift, self.between.drift)),
             self.base_folder / "answers.json",
             self.say,
         )
-        return asdict(measure_drift(base.model, loaded.model, answers[: measured.drift]))
 
     # -- the table -------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.evaluation import Measured, RunEvaluation
+from benchmarks.evaluation import Measured, RunEvaluation, settings_of
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 from itl_train.run_folder import CONFIG
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAKER = "itl sweep eval"
+BASES = "bases"  # of a folder of such jobs: what is measured of the models that runs began with
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -65,7 +66,7 @@ def sweep_evaluation(
     one_process(launcher)
     launcher = for_device(launcher, device)
     runs = find_runs(folders)
-    how = {"measured": asdict(measured), "device": device}
+    how = {"measured": asdict(measured), "device": device, "base": str((out / BASES).absolute())}
     bases: list[Cell] = []
     cells: list[Cell] = []
     for run in runs:
@@ -87,10 +88,20 @@ def sweep_evaluation(
                 f"{len(part) - len(rows)} of {len(part)} jobs failed; `itl sweep status {out}` "
                 "says why, and --retry runs them again."
             )
-    tables = {run: RunEvaluation(run, measured, device=device).run() for run in runs}
+    tables = {
+        run: RunEvaluation(run, measured, base_folder=base_folder(run, out / BASES)).run()
+        for run in runs
+    }
     whole = pd.concat([table.assign(run=str(run)) for run, table in tables.items()])
     write_text(out / "table.csv", whole.to_csv(index=False))
     return tables
+
+
+def base_folder(run: Path, bases: Path) -> Path:
+    """Where what is measured of a run's base is kept; runs of one base share it."""
+    settings = settings_of(run)
+    shared = {name: getattr(settings, name) for name in ("model", "dtype", "calls", "system")}
+    return bases / digest(shared)
 
 
 def evaluate_cell(settings: Mapping[str, Any], folder: Path) -> Row:
@@ -99,7 +110,12 @@ def evaluate_cell(settings: Mapping[str, Any], folder: Path) -> Row:
 
     quiet_transformers()
     run = Path(settings["run"])
-    evaluation = RunEvaluation(run, Measured(**settings["measured"]), device=settings["device"])
+    evaluation = RunEvaluation(
+        run,
+        Measured(**settings["measured"]),
+        base_folder=base_folder(run, Path(settings["base"])),
+        device=settings["device"],
+    )
     if settings["checkpoint"]:
         evaluation.measure(run / "checkpoints" / settings["checkpoint"])
     else:

@@ -23,7 +23,7 @@ Questions = Literal["one", "all"]
 SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent}
 
 
-def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
+def make_agent(name: str, task: RecallTask, temperature: float = 0.0, device: str = "cpu") -> Agent:
     """An agent: scripted, by its name; or a model, by the folder of its run or checkpoint, its
     .gguf file, or its hub id.
 
@@ -38,7 +38,7 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
             from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
 
             return NanoLlamaAgent(
-                load_model(checkpoint),
+                load_model(checkpoint).to(device),
                 open_tokenizer(checkpoint),
                 name=str(checkpoint),
                 temperature=temperature,
@@ -53,6 +53,9 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0) -> Agent:
         place,
         calls=run.get("calls", "text"),
         system=run.get("system", ""),
+        dtype=run.get("dtype", "float32"),
+        device=device,
+        keep_turns=task.max_queries > 0,
         temperature=temperature,
     )
     if task.max_queries:

@@ -92,21 +92,25 @@ def test_models_of_other_vocabularies_are_not_compared() -> None:
         measure_drift(llama(0), llama(0), [])
 
 
-def test_the_base_answers_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_answers_once(tmp_path: Path) -> None:
     base = HFAgent(llama(0), chat_tokenizer("smollm"), name="base", max_new_tokens=5)
     prompts = general_prompts(3)
-    answers = base_answers(base, prompts, tmp_path / "answers.json")
+    file = tmp_path / "answers.json"
+    answers = base_answers(lambda: base, "base", 5, prompts, file)
     assert len(answers) == 3
     assert all(1 <= len(answer) <= 5 for _, answer in answers)
     text = base.chat.decode(answers[0].prompt)
     assert f"<|im_start|>user\n{prompts[0]}<|im_end|>\n<|im_start|>assistant\n" in text
-    monkeypatch.setattr(base, "respond", None)
-    assert base_answers(base, prompts, tmp_path / "answers.json") == answers
+
+    def refuse() -> HFAgent:
+        raise AssertionError("it is loaded again")
+
+    assert base_answers(refuse, "base", 5, prompts, file) == answers
     with pytest.raises(ConfigError, match="answers of base to other prompts"):
-        base_answers(base, prompts[:2], tmp_path / "answers.json")
-    (tmp_path / "answers.json").write_text("{")
+        base_answers(refuse, "base", 5, prompts[:2], file)
+    file.write_text("{")
     with pytest.raises(ITLError, match="is damaged"):
-        base_answers(base, prompts, tmp_path / "answers.json")
+        base_answers(refuse, "base", 5, prompts, file)
 
 
 def test_there_are_a_hundred_different_prompts() -> None:

@@ -76,6 +76,13 @@ def test_a_run_is_measured_checkpoint_by_checkpoint(
     assert run(*command)[:2] == (0, said), "only what was left is measured, to the same figures"
 
 
+def test_one_checkpoint_is_measured_by_its_folder(run, trained: Path) -> None:
+    first = checkpoints(trained / "checkpoints")[0]
+    status, said, _ = run("eval", first, "--every", "--n-seen", "2", "--n-unseen", "2")
+    assert status == 0
+    assert [line.split()[0] for line in said.splitlines()[:2]] == ["base", first.name]
+
+
 def test_other_settings_are_measured_anew(trained: Path, items: Path) -> None:
     last = checkpoints(trained / "checkpoints")[-1:]
     for n in (2, 4):
