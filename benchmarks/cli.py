@@ -143,6 +143,9 @@ COMMANDS = {
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }
 
+LARGE_SCALE = ("trl", "peft", "lm_eval", "gguf", "openai")
+"""Packages that only work with pretrained models needs."""
+
 ABOUT = "Facts in weights or behind a tool: databases as environments, language models as agents."
 FOOT = """\
 `itl COMMAND --help` tells what a command takes. Anywhere on the line, `--debug` shows the traceback
@@ -193,6 +196,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if debug:
                 raise
             return _fail(f"interrupted; the same command {_then(command)}.", 130)
+        except ModuleNotFoundError as error:
+            if debug or error.name not in LARGE_SCALE:
+                raise
+            return _fail(f"This needs the package {error.name}; install itl[large-scale].", 1)
         except Exception as error:
             from itl_env.errors import ConfigError, ITLError
 

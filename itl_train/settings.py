@@ -1,6 +1,7 @@
 """Checks of settings, whatever they are of: each raises ConfigError in one sentence."""
 
 import math
+from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from itl_env.errors import ConfigError
@@ -8,8 +9,9 @@ from itl_env.errors import ConfigError
 
 def check_types(settings: Any) -> None:
     """Every field of a dataclass must be of the type that it is declared with, and finite."""
-    for name, kind in get_type_hints(type(settings)).items():
-        value = getattr(settings, name)
+    kinds_of = get_type_hints(type(settings))
+    for name in (field.name for field in fields(settings)):
+        value, kind = getattr(settings, name), kinds_of[name]
         allowed = get_args(kind)
         if get_origin(kind) is Literal:
             if value not in allowed:

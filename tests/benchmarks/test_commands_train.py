@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.cli import main
 from itl_agents.nanollama import NanoLlama, NanoLlamaConfig, save_model
 from itl_env import FactDatabase, read_episodes
 
+from ..itl_train.test_sft import tiny_llama
 from .command_line import TINY, sentence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,3 +178,38 @@ def test_a_path_that_is_not_here_is_not_looked_for_on_the_hub(
         assert (status, sentence(err)) == (2, "itl: There is no runs/in-tol here.")
     status, _, err = run("eval", "runs/in-tol")
     assert (status, sentence(err)) == (2, "itl: There is no runs/in-tol here.")
+
+
+def test_a_package_of_an_extra_that_is_missing_is_named(
+    run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.delitem(sys.modules, "itl_train.sft", raising=False)
+    out = ("--out", tmp_path / "run")
+    status, _, err = run("train", "sft", "--database", world, "--model", "smollm-135m", *out)
+    assert (status, sentence(err)) == (
+        1, "itl: This needs the package trl; install itl[large-scale].",
+    )  # fmt: skip
+
+
+def test_a_pretrained_model_is_fine_tuned_and_asked(run, world: str, tmp_path: Path) -> None:
+    llama, out = tiny_llama(tmp_path / "llama"), tmp_path / "run"
+    command = (
+        "train", "sft", "--database", world, "--model", llama, "--n-facts", "8", "--n-unseen", "4",
+        "--n-steps", "2", "--n-evaluate", "2", "--out", out,
+    )  # fmt: skip
+    status, said, _ = run(*command)
+    assert status == 0
+    assert f"the run is in {out}" in said
+    assert "is finished" in run(*command)[1]
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert (settings["lora_rank"], settings["batch_size"]) == (16, 8)
+    status, said, _ = run("eval", out, "--n", "4", "--samples", "1")
+    assert status == 0
+    assert "people from index 2" in said, "those that it was not trained on"
+    status, _, err = run(*command, "--recipe", "published", "--lr", "1e-3")
+    assert (status, "holds a run with" in sentence(err)) == (2, True)
+    status, _, err = run(*command[:-1], tmp_path / "x", "--recipe", "published")
+    assert (status, "No learning rate was published" in sentence(err)) == (2, True)
+    status, _, err = run(*command[:-1], tmp_path / "x", "--n-facts", "3")
+    assert (status, "no whole number of people" in sentence(err)) == (2, True)
