@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from itl_agents.agent import rollout
 from itl_agents.chat_template import ChatTokenizer
@@ -53,6 +53,7 @@ from itl_train.dataset import rendered_to_dataset
 from itl_train.interrupt import deferred_interrupt
 from itl_train.run_folder import RunFolder
 from itl_train.sft_config import SFTSettings
+from itl_train.sft_trainer import DialogueTrainer
 from itl_train.team import Team, check_device
 from itl_train.threads import threads
 from itl_train.watch import memory_mb
@@ -149,7 +150,7 @@ class SFTRun:
         self.resumed_from = self._restore()
         plan = BatchPlan(Dialogues.of(dialogues), settings.batch_size, settings.seed)
         order = [row for step in range(settings.steps) for row in plan.rows(step).tolist()]
-        self.trainer = SFTTrainer(
+        self.trainer = DialogueTrainer(
             model,
             args=self._arguments(at_once, accumulation),
             train_dataset=rendered_to_dataset(dialogues).select(order),

@@ -29,6 +29,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     # All weights in bfloat16, large batches, a constant rate after a warm-up.
     "published": {
         "lora_rank": 0,
+        "lora_dropout": 0.05,  # where a rank is set
         "dtype": "bfloat16",
         "lr": 0.0,
         "batch_size": 128,
@@ -57,7 +58,7 @@ class SFTSettings:
     n_unseen: int = 400  # facts to test on: the next ones; in-weight runs may set 0
     lora_rank: int = 16  # rank of the adapter; 0 to train all weights
     lora_alpha: int = 32  # its updates are multiplied by lora_alpha / lora_rank
-    lora_dropout: float = 0.05  # share of its inputs that are dropped in training
+    lora_dropout: float = 0.0  # share of its inputs that are dropped in training
     lr: float = 1e-3  # learning rate; 0 for the published one of this model and mode
     batch_size: int = 8  # dialogues a step, of all processes together
     at_once: int = 8  # dialogues that a process computes at once; their gradients add up

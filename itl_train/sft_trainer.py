@@ -1,0 +1,90 @@
+"""TRL's trainer, computing no more than a loss over dialogues needs.
+
+Dialogues begin alike, with a system message, say. What all rows of a batch share is read once, and
+the rows go on from its keys and values: causal attention makes that the same loss, with the same
+gradients. On a CPU, where TRL scores every position against the whole vocabulary, only positions
+with something to learn are scored.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+from trl import SFTTrainer
+
+from itl_agents.continuation import SHARED, keeps_plain_cache
+from itl_agents.render import IGNORED
+
+
+class DialogueTrainer(SFTTrainer):
+    """`SFTTrainer` for rows of `input_ids` and `labels` that often begin alike."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The mean negative log-likelihood of the labels, in nats; see `SFTTrainer`."""
+        if self._can_share():
+            inputs = after_opening(model, inputs)
+        if return_outputs or inputs["input_ids"].device.type != "cpu" or self.aux_loss_enabled:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        total, n = labels_loss(model, inputs)
+        if num_items_in_batch is None:
+            loss = total / max(n, 1)
+        else:
+            # As TRL: the count is of all processes, over which gradients are averaged.
+            loss = total / num_items_in_batch * self.accelerator.num_processes
+        n_tokens = self.accelerator.gather_for_metrics(inputs["attention_mask"].sum())
+        self._total_train_tokens += int(n_tokens.sum())
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
+
+    def _can_share(self) -> bool:
+        """Whether keys and values can be kept between two parts of one forward pass."""
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        return not self.args.gradient_checkpointing and keeps_plain_cache(unwrapped)
+
+
+def after_opening(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs from where rows differ or are trained, with the keys and values of what precedes.
+
+    inputs: `input_ids`, `labels`, `attention_mask` (rows, tokens), padded on the right.
+    """
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    alike = (ids == ids[0]).all(0) & (labels == IGNORED).all(0) & inputs["attention_mask"].all(0)
+    # The last token before one that is trained says what is expected there.
+    n = int(alike.long().cumprod(0).sum()) - 1
+    if len(ids) == 1 or n < SHARED:
+        return inputs
+    opening = DynamicCache()
+    model(input_ids=ids[:1, :n], past_key_values=opening, use_cache=True, logits_to_keep=1)
+    cache = DynamicCache()
+    for place, layer in enumerate(opening.layers):
+        rows = [part.expand(len(ids), -1, -1, -1) for part in (layer.keys, layer.values)]
+        cache.update(*rows, place)
+    return {
+        **inputs,
+        "input_ids": ids[:, n:],
+        "labels": labels[:, n:],
+        "position_ids": torch.arange(n, ids.shape[1], device=ids.device).expand(len(ids), -1),
+        "past_key_values": cache,
+    }
+
+
+def labels_loss(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, int]:
+    """The summed negative log-likelihood of the labels, in nats, and how many there are."""
+    targets = inputs["labels"][:, 1:]
+    trained = targets != IGNORED
+    columns = trained.any(0).nonzero()[:, 0]  # of which logits are computed, for all rows
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    logits = model(**{"use_cache": False, **given, "logits_to_keep": columns}).logits
+    here = trained[:, columns]
+    total = F.cross_entropy(
+        logits[here].float(), targets[:, columns][here].to(logits.device), reduction="sum"
+    )
+    return total, int(here.sum())

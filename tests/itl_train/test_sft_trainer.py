@@ -1,0 +1,120 @@
+"""What the trainer leaves out changes neither the loss nor a gradient."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from itl_agents.pretrained import load_pretrained
+from itl_agents.render import IGNORED
+from itl_train.sft_trainer import DialogueTrainer, after_opening
+
+from .test_sft import tiny_llama
+
+OPENING = list(range(40, 60))
+
+
+def dataset(*rows: tuple[list[int], int]) -> Dataset:
+    """Rows of ids, of which those from a place on are trained."""
+    return Dataset.from_dict(
+        {
+            "input_ids": [ids for ids, _ in rows],
+            "labels": [[IGNORED] * start + ids[start:] for ids, start in rows],
+        }
+    )
+
+
+ALIKE = dataset(
+    (OPENING + [70, 71, 72, 73], 22), (OPENING + [70, 80, 81, 82, 83, 84], 23),
+    (OPENING + [90, 91, 92], 21), (OPENING + [70, 71], 21),
+)  # fmt: skip
+OTHERWISE = dataset((OPENING + [70, 71], 21), ([99, *OPENING], 3))
+TRAINED_EARLY = dataset((OPENING + [70], 12), (OPENING + [71, 72], 21))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+def trainer(model: PreTrainedModel, data: Dataset, out: Path, **settings: Any) -> DialogueTrainer:
+    arguments = SFTConfig(
+        str(out), use_cpu=True, bf16=False, report_to="none", max_length=None,
+        per_device_train_batch_size=len(data), gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True}, **settings,
+    )  # fmt: skip
+    _, tokenizer, _ = load_pretrained(out / "llama")
+    return DialogueTrainer(model, args=arguments, train_dataset=data, processing_class=tokenizer)
+
+
+def loss_and_gradients(
+    made: DialogueTrainer, way: type[SFTTrainer], count: torch.Tensor | None
+) -> tuple[float, list[torch.Tensor]]:
+    (batch,) = made.get_train_dataloader()
+    made.model.train()
+    made.model.zero_grad()
+    loss = way.compute_loss(made, made.model, dict(batch), num_items_in_batch=count)
+    loss.backward()
+    return loss.item(), [p.grad.clone() for p in made.model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize(
+    ("data", "shared"), [(ALIKE, 19), (OTHERWISE, 0), (TRAINED_EARLY, 11)],
+    ids=["alike", "otherwise", "trained early"],
+)  # fmt: skip
+@pytest.mark.parametrize("count", [None, torch.tensor(37)], ids=["mean", "of a larger batch"])
+def test_loss_and_gradients_are_trls(
+    llama: Path, tmp_path: Path, data: Dataset, shared: int, count: torch.Tensor | None
+) -> None:
+    (tmp_path / "llama").symlink_to(llama)
+    made = trainer(load_pretrained(llama).model, data, tmp_path)
+    (batch,) = made.get_train_dataloader()
+    rest = after_opening(made.model, dict(batch))
+    assert batch["input_ids"].shape[1] - rest["input_ids"].shape[1] == shared
+    loss, gradients = loss_and_gradients(made, DialogueTrainer, count)
+    expected, theirs = loss_and_gradients(made, SFTTrainer, count)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert len(gradients) == len(theirs) > 0
+    for own, other in zip(gradients, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-5)
+
+
+def test_trl_goes_on_after_an_opening_as_well(llama: Path, tmp_path: Path) -> None:
+    """As it does where there is a GPU, on which its own way of scoring is kept."""
+    (tmp_path / "llama").symlink_to(llama)
+    made = trainer(load_pretrained(llama).model, ALIKE, tmp_path)
+    (batch,) = made.get_train_dataloader()
+    opened = after_opening(made.model, dict(batch))
+    loss = SFTTrainer.compute_loss(made, made.model, opened)
+    assert loss.item() == pytest.approx(
+        SFTTrainer.compute_loss(made, made.model, dict(batch)).item(), rel=1e-5
+    )
+
+
+def test_models_that_keep_no_plain_cache_read_everything(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama").symlink_to(llama)
+    torch.manual_seed(0)
+    vocabulary = load_pretrained(llama).model.config.vocab_size
+    sliding = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=vocabulary, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=16, sliding_window=8,
+            attn_implementation="eager",
+        )
+    )  # fmt: skip
+    made = trainer(sliding, ALIKE, tmp_path)
+    assert not made._can_share()
+    loss, _ = loss_and_gradients(made, DialogueTrainer, None)
+    expected, _ = loss_and_gradients(made, SFTTrainer, None)
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_tokens_of_the_dialogues_are_counted(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "llama").symlink_to(llama)
+    made = trainer(load_pretrained(llama).model, ALIKE, tmp_path, max_steps=2, logging_steps=1)
+    made.train()
+    assert made.state.log_history[1]["num_tokens"] == 2 * sum(map(len, ALIKE["input_ids"]))
