@@ -29,11 +29,11 @@ def dataset(*rows: tuple[list[int], int]) -> Dataset:
 
 
 ALIKE = dataset(
-    (OPENING + [70, 71, 72, 73], 22), (OPENING + [70, 80, 81, 82, 83, 84], 23),
-    (OPENING + [90, 91, 92], 21), (OPENING + [70, 71], 21),
+    ([*OPENING, 70, 71, 72, 73], 22), ([*OPENING, 70, 80, 81, 82, 83, 84], 23),
+    ([*OPENING, 90, 91, 92], 21), ([*OPENING, 70, 71], 21),
 )  # fmt: skip
-OTHERWISE = dataset((OPENING + [70, 71], 21), ([99, *OPENING], 3))
-TRAINED_EARLY = dataset((OPENING + [70], 12), (OPENING + [71, 72], 21))
+OTHERWISE = dataset(([*OPENING, 70, 71], 21), ([99, *OPENING], 3))
+TRAINED_EARLY = dataset(([*OPENING, 70], 12), ([*OPENING, 71, 72], 21))
 
 
 @pytest.fixture(scope="module")
