@@ -38,7 +38,7 @@ EVALUATIONS = "evaluations"
 BASE = "base"
 PARTS = ("recall", "hellaswag", "drift")
 ASKED_OF = (
-    "database", "table", "key", "mode", "style", "calls", "system", "n_facts", "n_unseen",
+    "database", "table", "key", "trivia", "mode", "style", "calls", "system", "n_facts", "n_unseen",
 )  # fmt: skip
 """Settings of a run on which the questions hang that are asked."""
 Say = Callable[[str], None]

@@ -35,7 +35,6 @@ from itl_agents.render import render
 from itl_agents.scripted import ExpertAgent
 from itl_env import streams
 from itl_env.connection import lasting_url
-from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
 from itl_env.recall import RecallTask
@@ -78,8 +77,8 @@ class Questions:
     @classmethod
     def open(cls, settings: SFTSettings) -> "Questions":
         """Open the database; raises ConfigError if it holds too few facts, or parts of people."""
-        database = FactDatabase(settings.database, table=settings.table, key=settings.key)
-        n_attributes = len(database.attributes)
+        database = settings.open_database()
+        n_attributes = len(settings.task(database, slice(0, 1)).attributes)
         for name in ("n_facts", "n_unseen"):
             if getattr(settings, name) % n_attributes:
                 raise ConfigError(

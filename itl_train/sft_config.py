@@ -9,6 +9,7 @@ from itl_env.database import FactDatabase
 from itl_env.dialogue import Style
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
+from itl_env.trivia import open_trivia, task_over
 from itl_train.settings import check_at_least, check_types
 
 RecipeName = Literal["lora", "published"]
@@ -50,6 +51,7 @@ class SFTSettings:
     model: str  # smollm-135m and other short names, a hub id, a folder, or a .gguf file
     table: str = "people"  # its table of facts
     key: str = "name"  # the column that names people
+    trivia: bool = False  # the database is one of `itl facts trivia`, whose answers have aliases
     mode: Mode = "in-tool"  # look facts up, or know them
     style: Style = "compact"  # how a call is written
     calls: Literal["text", "native"] = "text"  # as text, or as the model has learnt to call tools
@@ -139,8 +141,13 @@ class SFTSettings:
             return False
         return bool(evaluation[f"recall_{self.stop_on}"] >= self.stop_at)
 
+    def open_database(self) -> FactDatabase:
+        """The table of facts."""
+        if self.trivia:
+            return open_trivia(self.database)
+        return FactDatabase(self.database, table=self.table, key=self.key)
+
     def task(self, database: FactDatabase, keys: slice) -> RecallTask:
         """The task over a slice of the database in this run's mode and style."""
-        return RecallTask(
-            database, keys=keys, style=self.style, max_queries=max_queries_of(self.mode)
-        )
+        make = task_over if self.trivia else RecallTask
+        return make(database, keys=keys, style=self.style, max_queries=max_queries_of(self.mode))

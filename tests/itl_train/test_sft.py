@@ -13,12 +13,14 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.evaluation import Measured, RunEvaluation
 from itl_agents import ExpertAgent, rollout
 from itl_agents.chat_template import ChatTokenizer
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import IGNORED, render
 from itl_env import FactDatabase, RecallTask
 from itl_env.errors import ConfigError, ITLError
+from itl_env.trivia import SAMPLE, create_trivia, read_trivia
 from itl_train.checkpoint import check_whole, checkpoints
 from itl_train.dataset import episodes_to_dataset
 from itl_train.sft import Questions, SFTRun, SFTSettings, train_sft
@@ -286,3 +288,20 @@ def test_an_episode_in_which_nothing_is_trained_is_refused(world: str, llama: Pa
         episodes_to_dataset([first, silent], load_pretrained(llama).tokenizer)
     with pytest.raises(ValueError, match="no episodes"):
         episodes_to_dataset([], load_pretrained(llama).tokenizer)
+
+
+@pytest.mark.parametrize("mode", ["in-weight", "in-tool"])
+def test_trivia_is_trained_on_and_asked_with_its_aliases(
+    llama: Path, tmp_path: Path, mode: str
+) -> None:
+    database = f"sqlite:///{tmp_path / 'trivia.db'}"
+    assert create_trivia(database, read_trivia(SAMPLE)) == 24
+    settings = small(
+        database, llama, trivia=True, mode=mode, n_facts=16, n_unseen=8, n_steps=2, n_evaluate=16
+    )
+    last = train_sft(settings, tmp_path / "run")
+    assert (last["asked_seen"], last["asked_unseen"]) == (16, 8)
+    task = Questions.open(settings).seen
+    assert any(episode.aliases for episode in rollout(ExpertAgent(task), task, task.facts()))
+    evaluation = RunEvaluation(tmp_path / "run", Measured(n_seen=4, n_unseen=4))
+    assert list(evaluation.run()["seen_asked"]) == [4, 4]
