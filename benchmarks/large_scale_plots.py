@@ -18,7 +18,7 @@ MARKS = {"in-weight": "o", "in-tool": "s"}
 LINES = {"in-weight": "-", "in-tool": "--"}
 
 
-def facts_figure(rows: Rows, path: Path) -> None:
+def facts_figure(rows: Rows, path: Path) -> Figure:
     """Against facts: HellaSwag, absolute and relative, drift, and steps to the recall; and recall
     against the model's size.
     """
@@ -58,9 +58,10 @@ def facts_figure(rows: Rows, path: Path) -> None:
     legend.legend(handles, labels, frameon=False, fontsize=8, loc="center left")
     figure.tight_layout()
     save(figure, path)
+    return figure
 
 
-def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> None:
+def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
     """Against steps: recall, HellaSwag and drift of every run; and loss against KL."""
     figure = Figure(figsize=(13, 3.6))
     recall, hellaswag, drift, loss = figure.subplots(1, 4)
@@ -91,6 +92,7 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> None:
     )  # fmt: skip
     figure.tight_layout()
     save(figure, path)
+    return figure
 
 
 def _colours(rows: Rows) -> list[tuple[str, str]]:

@@ -15,7 +15,10 @@ from itl_train.sft import train_sft
 from ..itl_train.test_sft import small, tiny_llama
 from .test_hellaswag import ITEMS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.xdist_group("lm-eval"),  # which is slow to import
+]
 
 
 @pytest.fixture(scope="module")

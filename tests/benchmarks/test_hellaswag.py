@@ -13,6 +13,8 @@ from itl_env.errors import ConfigError, ITLError
 from ..itl_agents.chat_models import chat_tokenizer
 from .test_drift import llama
 
+pytestmark = pytest.mark.xdist_group("lm-eval")  # which is slow to import
+
 ITEMS = [
     {
         "query": f"Baking: A person puts {n} eggs into a bowl. They",

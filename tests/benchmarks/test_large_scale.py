@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from benchmarks import large_scale as module
 from benchmarks import studies
 from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, claim
+from benchmarks.large_scale_plots import facts_figure, steps_figure
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
 from itl_train.sft_config import SFTSettings
 
 from .test_hellaswag import ITEMS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.xdist_group("lm-eval"),  # which is slow to import
+]
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +120,57 @@ def test_the_claim_is_judged_by_intervals() -> None:
     worse = {**tool, "hellaswag_acc_change_high": -0.001}
     assert "HellaSwag differs from" in claim([worse])
     assert "does not always grow" in claim([{**known[0], "drift_tv": 0.05}, known[1]])
+
+
+def series(axes: Axes) -> dict[str, list[tuple[float, float]]]:
+    """The points of each series by its label."""
+    found = {}
+    for drawn in axes.containers:
+        line = drawn.lines[0]
+        found[drawn.get_label()] = list(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    return found
+
+
+def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
+    rows = [
+        {
+            "model": "m", "mode": mode, "n_facts": n, "parameters": 135, "seen_recall": recall,
+            "hellaswag_acc": 0.4, "hellaswag_acc_relative": share,
+            "hellaswag_acc_relative_low": share - 0.1, "hellaswag_acc_relative_high": share + 0.1,
+            "drift_tv": 1 - share, "steps_to_recall": steps,
+        }
+        for mode, n, recall, share, steps in (
+            ("in-weight", 500, 0.9, 0.8, None), ("in-weight", 100, 0.95, 0.9, 70),
+            ("in-tool", 1_000, 1.0, 1.0, 20),
+        )
+    ]  # fmt: skip
+    figure = facts_figure(rows, tmp_path / "facts.png")
+    hellaswag, relative, drift, steps, size, _ = figure.axes
+    known, looked_up = "m, in-weight", "m, in-tool"
+    assert series(hellaswag) == {known: [(100, 0.4), (500, 0.4)], looked_up: [(1_000, 0.4)]}
+    assert series(relative)[known] == [(100, 0.9), (500, 0.8)]
+    assert series(drift)[looked_up] == [(1_000, 0.0)]
+    assert series(steps) == {known: [(100, 70)], looked_up: [(1_000, 20)]}, "one never got there"
+    assert series(size)[known] == [(135, 0.95), (135, 0.9)]
+    assert {axes.get_xlabel() for axes in (hellaswag, relative, drift, steps)} == {"facts"}
+    faint = {line.get_label(): line for line in relative.lines if "published" in line.get_label()}
+    published = faint["published, six models, in-weight"]
+    assert (500, 0.94) in list(zip(published.get_xdata(), published.get_ydata(), strict=True))
+    assert published.get_alpha() == 0.5
+
+    every = pd.DataFrame(
+        {
+            "cell": ["a", "a", "b"], "model": "m", "mode": ["in-weight", "in-weight", "in-tool"],
+            "n_facts": [100, 100, 1_000], "step": [5, 0, 0], "seen_recall": [0.5, 0.0, 0.1],
+            "hellaswag_acc": [0.3, 0.4, 0.4], "drift_tv": [0.2, 0.0, 0.0],
+            "drift_kl": [0.6, 0.0, 0.0], "loss": [1.5, None, None],
+        }
+    )  # fmt: skip
+    recall, hellaswag, drift, loss = steps_figure(every, tmp_path / "steps.png").axes
+    label = "m, in-weight, 100 facts"
+    assert series(recall) == {
+        label: [(0, 0.0), (5, 0.5)], "m, in-tool, 1,000 facts": [(0, 0.1)]
+    }  # fmt: skip
+    assert series(hellaswag)[label] == [(0, 0.4), (5, 0.3)]
+    assert series(drift)[label] == [(0, 0.0), (5, 0.2)]
+    assert series(loss) == {label: [(1.5, 0.6)]}
