@@ -143,8 +143,9 @@ class RunEvaluation:
 
         def load() -> "Pretrained":
             check_whole(checkpoint)
-            dtype = self.settings.dtype
-            return load_pretrained(checkpoint, dtype=dtype, device=self.device)
+            return load_pretrained(
+                checkpoint, dtype=self.settings.dtype, device=self.device, base=self._base
+            )
 
         folder = self.folder / EVALUATIONS / checkpoint.name
         is_last = checkpoint.name == self.checkpoints()[-1].name

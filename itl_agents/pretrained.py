@@ -3,6 +3,7 @@
 A NanoLlama's folder is a Hugging Face model, and is loaded as one.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +33,19 @@ class Pretrained(NamedTuple):
 
 
 def load_pretrained(
-    source: str | Path, *, dtype: str = "float32", device: str = "cpu"
+    source: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    base: Pretrained | None = None,
 ) -> Pretrained:
     """Load a causal language model and its tokenizer.
 
     source: a name of `HUB_IDS`, a hub id, a model's folder, a GGUF file, or the folder of a PEFT
         adapter, which is merged into its base.
     dtype: of the weights: float32, bfloat16 or float16.
+    base: of an adapter, if it is there already, in the same dtype; it is copied. A base that is
+        another than the adapter names is read instead.
 
     Raises ConfigError if there is no such model, and ITLError if it cannot be had: a licence that
     must be accepted first, no connection, a file that is damaged.
@@ -46,7 +53,7 @@ def load_pretrained(
     place = HUB_IDS.get(str(source), lasting_name(str(source)))
     path = Path(place)
     if (path / ADAPTER).is_file():
-        return _with_adapter(path, dtype, device)
+        return _with_adapter(path, dtype, device, base)
     tokenizer = load_tokenizer(place)
     where, options = _where(place)
     with _told(place):
@@ -141,15 +148,18 @@ def _forget_quantization(model: PreTrainedModel) -> None:
     del model.quantization_method
 
 
-def _with_adapter(folder: Path, dtype: str, device: str) -> Pretrained:
+def _with_adapter(folder: Path, dtype: str, device: str, there: Pretrained | None) -> Pretrained:
     try:
         from peft import PeftModel
     except ImportError:
         raise ConfigError(
             f"{folder} holds an adapter, which needs the package peft; install itl[large-scale]."
         ) from None
-    base = load_pretrained(base_of(folder), dtype=dtype, device=device)
+    if there is not None and there.source == base_of(folder):
+        base = copy.deepcopy(there.model)
+    else:
+        base = load_pretrained(base_of(folder), dtype=dtype, device=device).model
     with _told(str(folder)):
-        adapted = PeftModel.from_pretrained(base.model, str(folder))
+        adapted = PeftModel.from_pretrained(base, str(folder))
         model: PreTrainedModel = adapted.merge_and_unload()
     return Pretrained(model.eval(), load_tokenizer(folder), str(folder))

@@ -200,6 +200,14 @@ def test_an_adapter_is_merged_into_its_base(llama: LlamaForCausalLM, tmp_path: P
         loaded = load_pretrained(tmp_path / "adapter", dtype="float64")
         assert torch.allclose(loaded.model(ids).logits, expected)
         assert not torch.allclose(llama(ids).logits, expected)
+        # A base that is there is not read again, and stays as it is.
+        there = load_pretrained(base, dtype="float64")
+        (base / "model.safetensors").unlink()
+        quick = load_pretrained(tmp_path / "adapter", dtype="float64", base=there)
+        assert torch.allclose(quick.model(ids).logits, expected)
+        assert torch.equal(there.model(ids).logits, llama(ids).logits)
+        with pytest.raises(ITLError, match="Cannot load the model"):
+            load_pretrained(tmp_path / "adapter", base=there._replace(source="another"))
     assert loaded.tokenizer.chat_template == chat_tokenizer("smollm").chat_template
 
 
