@@ -7,11 +7,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from itl_agents import rollout
+from itl_agents.chat import ChatAgent, protocol
 from itl_agents.chat_template import ChatTokenizer
 from itl_agents.huggingface import HFAgent
 from itl_agents.pretrained import Pretrained, load_pretrained
 from itl_agents.render import render_messages
+from itl_env.trivia import SAMPLE, create_trivia, read_trivia, trivia_task
 
+from .test_chat import Server
 from .test_chat_template import IN_TOOL, IN_WEIGHT, by_template, trained
 from .test_huggingface import talks
 
@@ -50,3 +54,23 @@ def test_it_can_be_saved_as_any_other_model(smollm2: Pretrained, tmp_path: Path)
     ids = torch.arange(100, 140)[None]
     with torch.inference_mode():
         assert torch.allclose(again(ids).logits, smollm2.model(ids).logits, atol=1e-4)
+
+
+def test_behind_a_server_it_plays_trivia_as_it_does_here(
+    smollm2: Pretrained, tmp_path: Path
+) -> None:
+    smollm2.model.save_pretrained(tmp_path / "model")
+    smollm2.tokenizer.save_pretrained(tmp_path / "model")
+    database = f"sqlite:///{tmp_path / 'trivia.db'}"
+    create_trivia(database, read_trivia(SAMPLE))
+    task = trivia_task(database, keys=slice(0, 6))
+    said = {"system": protocol(task), "max_new_tokens": 16}
+    server = Server(tmp_path / "model")
+    try:
+        served = ChatAgent(str(tmp_path / "model"), url=server.url, at_once=2, **said)
+        there = list(rollout(served, task, task.facts()))
+    finally:
+        server.stop()
+    here = list(rollout(HFAgent(smollm2.model, smollm2.tokenizer, **said), task, task.facts()))
+    assert [episode.messages for episode in there] == [episode.messages for episode in here]
+    assert all(len(episode.messages) > 1 for episode in there)
