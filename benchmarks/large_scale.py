@@ -70,8 +70,10 @@ def _paper() -> dict[str, tuple[Job, ...]]:
     return jobs
 
 
-# Facts need more room than a tool does.
-KNOW = {"lora_rank": 64, "lora_alpha": 128, "batch_size": 16, "at_once": 16}
+# All weights, as in the published runs; rates and batches found with another world (seed 1).
+ALL_WEIGHTS = {"lora_rank": 0, "lr": 3e-4}
+KNOW = {**ALL_WEIGHTS, "n_epochs": 20.0, "stop_at": RECALL, "checkpoint_every": 3.0}
+LOOK_UP = {"n_steps": 40, "evaluate_every": 0.08, "checkpoint_every": 0.08}  # of 125 steps an epoch
 PRESETS = {
     "smoke": Plan(
         {"": (Job("in-weight", 4, {"n_steps": 40, "lora_rank": 0, "lr": 5e-3}),
@@ -83,15 +85,17 @@ PRESETS = {
     ),
     "laptop": Plan(
         {"": (
-            Job("in-tool", 1_000,
-                {"n_steps": 40, "evaluate_every": 0.08, "checkpoint_every": 0.08}),
-            *(Job("in-weight", n, {**KNOW, "n_epochs": 30.0, "stop_at": RECALL})
-              for n in (100, 500, 2_000)),
+            Job("in-tool", 1_000, LOOK_UP),
+            Job("in-weight", 100, KNOW),
+            Job("in-weight", 500, KNOW),
+            # Is it looking up, or the adapter, that leaves a model as it was?
+            Job("in-tool", 1_000, {**LOOK_UP, **ALL_WEIGHTS}),
+            Job("in-weight", 1_000, KNOW),
         )},
         Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=100),
-        Measured(n_seen=100, n_unseen=100, hellaswag=200, drift=20),
+        Measured(n_seen=100, n_unseen=100, hellaswag=100, drift=20),
         n_unseen=400,
-        common={"checkpoint_every": 5.0, "evaluate_every": 1.0},
+        common={"dtype": "bfloat16", "evaluate_every": 2.0},
     ),
     "paper": Plan(
         _paper(),
@@ -190,6 +194,7 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         **last.drop("checkpoint").to_dict(),
         **{f"base_{name}": base[name] for name in _figures(base.index)},
         "model": settings["label"],
+        "trained": trained(settings["sft"]),
         "parameters": n_parameters,
         "seed": settings["sft"]["seed"],
         "steps_to_recall": steps,
@@ -197,6 +202,12 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "cpu": cpu_name(),
         **{f"sft_{name}": value for name, value in columns(settings["sft"]).items()},
     }
+
+
+def trained(sft: Mapping[str, Any]) -> str:
+    """Which weights a run trains, in words."""
+    rank = SFTSettings(database="", **sft).lora_rank
+    return f"rank {rank}" if rank else "all weights"
 
 
 def _figures(names: Sequence[str]) -> list[str]:
@@ -225,7 +236,9 @@ def checkpoint_table(cells: Sequence[Cell], out: Path) -> "pd.DataFrame":
             part["loss"] = [losses.get(int(step)) for step in part["step"]]
         else:
             part = known[known["cell"] == each.name]
-        parts.append(part.assign(model=each.settings["label"]))
+        parts.append(
+            part.assign(model=each.settings["label"], trained=trained(each.settings["sft"]))
+        )
     return pd.concat(parts, ignore_index=True)
 
 
@@ -243,6 +256,7 @@ def report(result: Mapping[str, Any]) -> str:
         (
             row["model"],
             row["mode"],
+            row["trained"],
             f"{row['n_facts']:,.0f}",
             f"{row['step']:,.0f}",
             _share(row, "seen"),
@@ -257,15 +271,15 @@ def report(result: Mapping[str, Any]) -> str:
         for row in rows
     ]
     head = (
-        "model", "mode", "facts", "steps", "recall, trained on", "recall, unseen", "HellaSwag",
-        "of the base's", "TV", "KL", f"steps to {RECALL}", "published: HellaSwag / TV / steps",
+        "model", "mode", "trained", "facts", "steps", "recall, trained on", "recall, unseen",
+        "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}", "published: HellaSwag / TV / steps",
     )  # fmt: skip
     measured = result["measured"]
     return f"""# What does it cost a pretrained model to know facts, or to look them up?
 
 ![HellaSwag, drift and steps against facts](facts.png)
 
-{table(head, lines, left=2)}
+{table(head, lines, left=3)}
 
 Figures are of the last checkpoint. Recall is asked in the real environment: an in-tool model's own
 query is run against the database. Unseen facts are of people that no run was trained on; in-weight
@@ -294,7 +308,7 @@ def claim(rows: Sequence[Row]) -> str:
             low, high = row["hellaswag_acc_change_low"], row["hellaswag_acc_change_high"]
             moved = "does not differ from" if low <= 0 <= high else "differs from"
             said.append(
-                f"- {model}, in-tool: HellaSwag {moved} the base's "
+                f"- {model}, in-tool, {row['trained']}: HellaSwag {moved} the base's "
                 f"({100 * row['hellaswag_acc_change']:+.1f} points [{100 * low:+.1f}, "
                 f"{100 * high:+.1f}])"
                 + (f"; TV {row['drift_tv']:.3f}." if "drift_tv" in row else ".")

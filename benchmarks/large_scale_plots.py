@@ -26,14 +26,20 @@ def facts_figure(rows: Rows, path: Path) -> Figure:
     axes = figure.subplots(2, 3).flat
     hellaswag, relative, drift, steps, size, legend = axes
     for colour, model in _colours(rows):
-        for mode in MARKS:
+        kinds = dict.fromkeys((r["mode"], r["trained"]) for r in rows if r["model"] == model)
+        for mode, trained in kinds:
             own = sorted(
-                (r for r in rows if (r["model"], r["mode"]) == (model, mode)),
+                (
+                    r
+                    for r in rows
+                    if (r["model"], r["mode"], r["trained"]) == (model, mode, trained)
+                ),
                 key=lambda r: r["n_facts"],
             )
             style = {
                 "color": colour, "marker": MARKS[mode], "ls": LINES[mode], "capsize": 3,
-                "label": f"{model}, {mode}",
+                "label": f"{model}, {mode}, {trained}",
+                "mfc": colour if trained == "all weights" else "white",
             }  # fmt: skip
             _points(hellaswag, own, "n_facts", "hellaswag_acc", "hellaswag_acc_error", style)
             _points(relative, own, "n_facts", "hellaswag_acc_relative", None, style)
@@ -68,7 +74,9 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
     for place, (_, run) in enumerate(checkpoints.groupby("cell", sort=False)):
         rows = run.sort_values("step").to_dict("records")
         first = rows[0]
-        label = f"{first['model']}, {first['mode']}, {first['n_facts']:,.0f} facts"
+        label = (
+            f"{first['model']}, {first['mode']}, {first['n_facts']:,.0f} facts, {first['trained']}"
+        )
         style = {
             "color": f"C{place}", "marker": ".", "ls": LINES[first["mode"]], "capsize": 2,
             "label": label,

@@ -106,8 +106,8 @@ def test_a_cells_name_does_not_hang_on_where_files_are(tmp_path: Path) -> None:
 
 def test_the_claim_is_judged_by_intervals() -> None:
     tool = {
-        "model": "m", "mode": "in-tool", "n_facts": 1_000, "hellaswag_acc": 0.43,
-        "hellaswag_acc_change": -0.002, "hellaswag_acc_change_low": -0.01,
+        "model": "m", "mode": "in-tool", "trained": "rank 16", "n_facts": 1_000,
+        "hellaswag_acc": 0.43, "hellaswag_acc_change": -0.002, "hellaswag_acc_change_low": -0.01,
         "hellaswag_acc_change_high": 0.006, "drift_tv": 0.05,
     }  # fmt: skip
     known = [
@@ -134,23 +134,31 @@ def series(axes: Axes) -> dict[str, list[tuple[float, float]]]:
 def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
     rows = [
         {
-            "model": "m", "mode": mode, "n_facts": n, "parameters": 135, "seen_recall": recall,
-            "hellaswag_acc": 0.4, "hellaswag_acc_relative": share,
+            "model": "m", "mode": mode, "trained": trained, "n_facts": n, "parameters": 135,
+            "seen_recall": recall, "hellaswag_acc": 0.4, "hellaswag_acc_relative": share,
             "hellaswag_acc_relative_low": share - 0.1, "hellaswag_acc_relative_high": share + 0.1,
             "drift_tv": 1 - share, "steps_to_recall": steps,
         }
-        for mode, n, recall, share, steps in (
-            ("in-weight", 500, 0.9, 0.8, None), ("in-weight", 100, 0.95, 0.9, 70),
-            ("in-tool", 1_000, 1.0, 1.0, 20),
+        for mode, trained, n, recall, share, steps in (
+            ("in-weight", "all weights", 500, 0.9, 0.8, None),
+            ("in-weight", "all weights", 100, 0.95, 0.9, 70),
+            ("in-tool", "all weights", 1_000, 1.0, 0.9, 30),
+            ("in-tool", "rank 16", 1_000, 1.0, 1.0, 20),
         )
     ]  # fmt: skip
     figure = facts_figure(rows, tmp_path / "facts.png")
     hellaswag, relative, drift, steps, size, _ = figure.axes
-    known, looked_up = "m, in-weight", "m, in-tool"
-    assert series(hellaswag) == {known: [(100, 0.4), (500, 0.4)], looked_up: [(1_000, 0.4)]}
+    known, all_weights, looked_up = (
+        "m, in-weight, all weights", "m, in-tool, all weights", "m, in-tool, rank 16"
+    )  # fmt: skip
+    one = [(1_000, 0.4)]
+    assert series(hellaswag) == {
+        known: [(100, 0.4), (500, 0.4)], all_weights: one, looked_up: one
+    }  # fmt: skip
     assert series(relative)[known] == [(100, 0.9), (500, 0.8)]
     assert series(drift)[looked_up] == [(1_000, 0.0)]
-    assert series(steps) == {known: [(100, 70)], looked_up: [(1_000, 20)]}, "one never got there"
+    assert series(steps)[known] == [(100, 70)], "the other never got there"
+    assert series(steps)[looked_up] == [(1_000, 20)]
     assert series(size)[known] == [(135, 0.95), (135, 0.9)]
     assert {axes.get_xlabel() for axes in (hellaswag, relative, drift, steps)} == {"facts"}
     faint = {line.get_label(): line for line in relative.lines if "published" in line.get_label()}
@@ -162,14 +170,14 @@ def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
         {
             "cell": ["a", "a", "b"], "model": "m", "mode": ["in-weight", "in-weight", "in-tool"],
             "n_facts": [100, 100, 1_000], "step": [5, 0, 0], "seen_recall": [0.5, 0.0, 0.1],
-            "hellaswag_acc": [0.3, 0.4, 0.4], "drift_tv": [0.2, 0.0, 0.0],
+            "trained": "rank 16", "hellaswag_acc": [0.3, 0.4, 0.4], "drift_tv": [0.2, 0.0, 0.0],
             "drift_kl": [0.6, 0.0, 0.0], "loss": [1.5, None, None],
         }
     )  # fmt: skip
     recall, hellaswag, drift, loss = steps_figure(every, tmp_path / "steps.png").axes
-    label = "m, in-weight, 100 facts"
+    label = "m, in-weight, 100 facts, rank 16"
     assert series(recall) == {
-        label: [(0, 0.0), (5, 0.5)], "m, in-tool, 1,000 facts": [(0, 0.1)]
+        label: [(0, 0.0), (5, 0.5)], "m, in-tool, 1,000 facts, rank 16": [(0, 0.1)]
     }  # fmt: skip
     assert series(hellaswag)[label] == [(0, 0.4), (5, 0.3)]
     assert series(drift)[label] == [(0, 0.0), (5, 0.2)]
