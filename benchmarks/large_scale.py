@@ -272,7 +272,8 @@ def report(result: Mapping[str, Any]) -> str:
     ]
     head = (
         "model", "mode", "trained", "facts", "steps", "recall, trained on", "recall, unseen",
-        "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}", "published: HellaSwag / TV / steps",
+        "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}",
+        "published: HellaSwag / TV / steps",
     )  # fmt: skip
     measured = result["measured"]
     return f"""# What does it cost a pretrained model to know facts, or to look them up?
