@@ -72,7 +72,10 @@ def _paper() -> dict[str, tuple[Job, ...]]:
 
 # All weights, as in the published runs; rates and batches found with another world (seed 1).
 ALL_WEIGHTS = {"lora_rank": 0, "lr": 3e-4}
-KNOW = {**ALL_WEIGHTS, "n_epochs": 20.0, "stop_at": RECALL, "checkpoint_every": 3.0}
+KNOW = {
+    **ALL_WEIGHTS, "batch_size": 16, "at_once": 16, "n_epochs": 24.0, "stop_at": RECALL,
+    "checkpoint_every": 6.0,
+}  # fmt: skip
 LOOK_UP = {"n_steps": 40, "evaluate_every": 0.08, "checkpoint_every": 0.08}  # of 125 steps an epoch
 PRESETS = {
     "smoke": Plan(
@@ -92,7 +95,7 @@ PRESETS = {
             Job("in-tool", 1_000, {**LOOK_UP, **ALL_WEIGHTS}),
             Job("in-weight", 1_000, KNOW),
         )},
-        Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=100),
+        Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=50),
         Measured(n_seen=100, n_unseen=100, hellaswag=100, drift=20),
         n_unseen=400,
         common={"dtype": "bfloat16", "evaluate_every": 2.0},
