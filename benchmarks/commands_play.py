@@ -1,11 +1,12 @@
 """Commands of `itl` about episodes: `play`, `rollout`, `show`; see `commands_world`."""
 
+import json
 import os
 import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -20,6 +21,7 @@ from itl_env.episode import (
     unfinished,
 )
 from itl_env.errors import ConfigError, ITLError
+from itl_env.files import read_json, write_text
 from itl_env.recall import Mode, RecallTask, max_queries_of
 
 if TYPE_CHECKING:
@@ -105,6 +107,8 @@ def run_rollout(config: Rollout) -> None:
 
     check_new(config.out)
     begun = begun_episodes(config.out)
+    if begun:
+        _check_same(config)
     with config.open() as database:
         task = config.task(
             database,
@@ -116,10 +120,10 @@ def run_rollout(config: Rollout) -> None:
         count = RecallCount()
         for episode in begun:
             asked = next(facts, None)
-            if (episode.agent, episode.seed, episode.fact) != (agent.name, config.seed, asked):
+            if (episode.agent, episode.fact) != (agent.name, asked):
                 raise ConfigError(
-                    f"{unfinished(config.out)} holds episodes of another agent, seed or people; "
-                    "give the command that began it, or remove it."
+                    f"{unfinished(config.out)} holds episodes of another agent or people; the "
+                    "model or the database has changed since, so remove it."
                 )
             count.add(episode)
         if begun:
@@ -128,10 +132,38 @@ def run_rollout(config: Rollout) -> None:
         lanes = min(config.lanes, 4 * config.at_once) if config.url else config.lanes
         played = rollout(agent, task, facts, seed=config.seed, lanes=lanes, first=len(begun))
         total = how_many(task, config.questions, config.n) - len(begun)
+        write_text(_flags_file(config), json.dumps(_flags(config)) + "\n")
         append_episodes(counted(track(played, "episodes", total), count), config.out)
+        _flags_file(config).unlink()
         task.close()
     print(f"{agent.name}, {config.mode}: {describe(count)}")
     print(f"{count.asked:,} episodes in {config.out}")
+
+
+HOW = ("out", "url", "at_once", "device", "lanes")
+"""Flags of a rollout on which its episodes do not hang."""
+
+
+def _flags(config: Rollout) -> Any:
+    """The others, as JSON holds them."""
+    return json.loads(json.dumps({k: v for k, v in vars(config).items() if k not in HOW}))
+
+
+def _flags_file(config: Rollout) -> Path:
+    """Where they are while the rollout is unfinished."""
+    return Path(f"{unfinished(config.out)}.flags.json")
+
+
+def _check_same(config: Rollout) -> None:
+    """Raise ConfigError that names a flag which is another than when the rollout was begun."""
+    partial = unfinished(config.out)
+    then = read_json(_flags_file(config), f"Remove {partial}, and begin anew.")
+    for name, value in _flags(config).items():
+        if then.get(name) != value:
+            raise ConfigError(
+                f"{partial} was begun with {name} {then.get(name)!r}, not {value!r}; give the "
+                "command that began it, or remove it."
+            )
 
 
 def _agent(config: Rollout, task: RecallTask) -> "Agent":

@@ -44,6 +44,9 @@ def read_json(path: Path, then: str = "") -> Any:
     """What a JSON file holds; raises ITLError that names it, and says what to do `then`."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        why = f"Cannot read {path}: {error.strerror}."
+        raise ITLError(" ".join([why, then]).rstrip()) from None
     except ValueError as error:
         raise ITLError(" ".join([f"{path} is damaged: {error}.", then]).rstrip()) from None
 

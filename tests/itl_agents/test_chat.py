@@ -125,12 +125,19 @@ def test_a_server_that_dies_takes_no_episode_along(
     partial.write_text(kept + '{"schema": 1, "ind')  # as a kill would leave it
     assert not out.exists()
 
+    flags = tmp_path / "episodes.jsonl.partial.flags.json"
+    told = flags.read_text()
+    flags.unlink()
+    assert main(command) == 1
+    assert f"Cannot read {flags}" in capsys.readouterr().err
+    flags.write_text(told)
+
     again = Server(model)
     try:
         command[command.index(short_lived.url)] = again.url
-        other = [*command, "--seed", "1"]
-        assert main(other) == 2
-        assert "holds episodes of another agent, seed or people" in capsys.readouterr().err
+        for flag, told in (("--seed=1", "seed 0, not 1"), ("--mode=in-tool", "mode 'in-weight'")):
+            assert main([*command, flag]) == 2
+            assert f"was begun with {told}" in capsys.readouterr().err
         assert main(command) == 0
     finally:
         again.stop()
@@ -138,7 +145,8 @@ def test_a_server_that_dies_takes_no_episode_along(
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(6))
     assert out.read_text().startswith(kept)
-    assert not partial.exists()
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == [out.name], "and nothing beside it"
 
 
 def test_a_server_that_is_not_there_is_told(model: Path) -> None:
