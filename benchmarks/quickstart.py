@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from itl_train.memory_config import MemoryConfig
 
 Say = Callable[[str], None]
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
@@ -93,15 +94,8 @@ def quickstart(
     Ctrl-C leaves a folder from which the same command goes on. Raises ConfigError if the folder
     holds something else, or a run of another configuration.
     """
-    from itl_train.run_folder import begin
-
-    settings = {name: value for name, value in vars(config).items() if name != "out"}
-    begin(config.out, settings)
-    finished = config.out / "results.json"
-    if finished.exists():
-        say(f"{config.out} is finished; remove it to run again")
-        return dict(read_json(finished, "Remove it, and the report is written anew."))
-
+    if (there := begin_or_read(config, say)) is not None:
+        return there
     clock = StageClock(config.out / "seconds.json")
     with clock("make the database"):
         url = make_world(config, say)
@@ -117,7 +111,7 @@ def quickstart(
     with clock("guess"):
         rows.append(vars(ask_guesser(config, url)))
     results = {
-        "config": settings,
+        "config": settings_of(config),
         "parameters": {run["name"]: run["parameters"] for run in asked},
         "bits_per_fact": world_entropy(config.n_people, "paper", seed=config.seed).bits_per_fact,
         "rows": rows,
@@ -129,9 +123,34 @@ def quickstart(
         curves = {run["name"]: run["metrics"] for run in asked}
         quickstart_figure(results, curves, config.out / "quickstart.png")
     results["seconds"] = {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)}
-    write_text(config.out / "report.md", report(results))
-    write_text(finished, json.dumps(results, indent=1) + "\n")  # last: it says that all is there
+    finish(config, results, report(results))
     return results
+
+
+def settings_of(config: QuickstartConfig) -> dict[str, Any]:
+    """All that the results hang on."""
+    return {name: value for name, value in vars(config).items() if name != "out"}
+
+
+def begin_or_read(config: QuickstartConfig, say: Say) -> dict[str, Any] | None:
+    """What a finished folder holds; None if something is left to do.
+
+    Raises ConfigError if the folder holds something else, or a run of another configuration.
+    """
+    from itl_train.run_folder import begin
+
+    begin(config.out, settings_of(config))
+    finished = config.out / RESULTS
+    if not finished.exists():
+        return None
+    say(f"{config.out} is finished; remove it to run again")
+    return dict(read_json(finished, "Remove it, and the report is written anew."))
+
+
+def finish(config: QuickstartConfig, results: dict[str, Any], said: str) -> None:
+    """Write the report and, for it says that all is there, the results last."""
+    write_text(config.out / "report.md", said)
+    write_text(config.out / RESULTS, json.dumps(results, indent=1) + "\n")
 
 
 def ask_run(

@@ -6,16 +6,22 @@ Fine-tunes a small adapter on the expert's episodes about some people, and asks 
 after about people that it was not trained on, who stand in the database.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.machine import machine
-from benchmarks.quickstart import Say, StageClock, Track, make_world
+from benchmarks.quickstart import (
+    Say,
+    StageClock,
+    Track,
+    begin_or_read,
+    finish,
+    make_world,
+    settings_of,
+)
 from benchmarks.statistics import interval
 from itl_env.facts import ATTRIBUTES
-from itl_env.files import read_json, write_text
 
 if TYPE_CHECKING:
     from benchmarks.quickstart import QuickstartConfig
@@ -33,14 +39,8 @@ def quickstart_model(
 
     Raises ITLError if the model cannot be had, and ConfigError if it cannot be taught a tool.
     """
-    from itl_train.run_folder import begin
-
-    settings = {name: value for name, value in vars(config).items() if name != "out"}
-    begin(config.out, settings)
-    finished = config.out / "results.json"
-    if finished.exists():
-        say(f"{config.out} is finished; remove it to run again")
-        return dict(read_json(finished, "Remove it, and the report is written anew."))
+    if (there := begin_or_read(config, say)) is not None:
+        return there
     clock = StageClock(config.out / "seconds.json")
     with clock("make the database"):
         url = make_world(config, say)
@@ -87,13 +87,12 @@ def quickstart_model(
         for name, row in zip(("before", "after"), found.to_dict("records"), strict=True)
     ]
     results: dict[str, Any] = {
-        "config": settings,
+        "config": settings_of(config),
         "rows": [{key: _plain(value) for key, value in row.items()} for row in rows],
         "machine": machine(),
         "seconds": {**clock.seconds, "in all": round(sum(clock.seconds.values()), 1)},
     }
-    write_text(config.out / "report.md", report(results))
-    write_text(finished, json.dumps(results, indent=1) + "\n")
+    finish(config, results, report(results))
     return results
 
 
