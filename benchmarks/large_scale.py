@@ -76,7 +76,7 @@ KNOW = {
     **ALL_WEIGHTS, "batch_size": 16, "at_once": 16, "n_epochs": 24.0, "stop_at": RECALL,
     "checkpoint_every": 6.0,
 }  # fmt: skip
-LOOK_UP = {"n_steps": 40, "evaluate_every": 0.08, "checkpoint_every": 0.08}  # of 125 steps an epoch
+LOOK_UP = {"n_steps": 60, "evaluate_every": 0.08, "checkpoint_every": 0.16}  # of 125 steps an epoch
 PRESETS = {
     "smoke": Plan(
         {"": (Job("in-weight", 4, {"n_steps": 40, "lora_rank": 0, "lr": 5e-3}),

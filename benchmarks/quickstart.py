@@ -49,7 +49,7 @@ class QuickstartConfig:
     n_twin_steps: int = 900  # optimizer steps of the in-weight twin
     model: str = ""
     """A pretrained model to teach the tool instead: a folder, a .gguf file or a hub id."""
-    n_model_steps: int = 40  # optimizer steps of its adapter
+    n_model_steps: int = 60  # optimizer steps of its adapter
 
     def __post_init__(self) -> None:
         for name in ("n_unseen", "n_memorised", "n_steps", "n_twin_steps", "n_model_steps"):
