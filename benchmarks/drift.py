@@ -5,10 +5,9 @@ token of them their distributions over the whole vocabulary are compared (arXiv 
 6). Prompts are not about facts, so a model that has only learnt new ones would not move at all.
 """
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.statistics import clustered_mean
 from itl_agents.agent import Conversation
+from itl_agents.continuation import last_logits
 from itl_agents.huggingface import HFAgent
 from itl_agents.render import render_prompt
 from itl_env.dialogue import Message
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
+from itl_train.sweep import digest
 
 PROMPTS = Path(__file__).parent / "general_prompts.txt"
-LOGITS_AT_ONCE = 2**26
-"""Numbers in a batch of logits of one model (256 MiB); no more than one is held of each."""
 
 
 class Answer(NamedTuple):
@@ -39,20 +39,29 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Drift:
-    """Divergences from the base model to another, in nats, averaged over tokens.
+    """Divergences from the base model to another, averaged over the tokens of its answers.
 
-    kl: KL(base || model). tv: total variation, half the L1 distance. log_square: half the expected
-    square of the log ratio, which is near KL where models are close (Schulman 2020, "Approximating
-    KL Divergence", k2). `_error` is the standard error over tokens, as if these were independent.
+    kl: KL(base || model), in nats. tv: total variation, half the L1 distance. log_square: half the
+    expected square of the log ratio, which is near KL where models are close (Schulman 2020,
+    "Approximating KL Divergence", k2).
+
+    `_error` is the standard error over answers, for tokens of one answer are alike; `_token_error`
+    the one over tokens as if these were independent, as in the paper. tokens, tv_sums: of each
+    answer, its length and its TV summed over tokens, so that models can be compared in pairs.
     """
 
     n_tokens: int
     kl: float
     kl_error: float
+    kl_token_error: float
     tv: float
     tv_error: float
+    tv_token_error: float
     log_square: float
     log_square_error: float
+    log_square_token_error: float
+    tokens: list[int]
+    tv_sums: list[float]
 
 
 def divergences(base: Tensor, other: Tensor) -> dict[str, Tensor]:
@@ -76,49 +85,45 @@ def general_prompts(n: int) -> list[str]:
 
 def base_answers(
     load: Callable[[], HFAgent],
-    name: str,
-    max_new_tokens: int,
+    made_by: Mapping[str, Any],
     prompts: Sequence[str],
-    file: Path,
+    folder: Path,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Answer]:
-    """The base model's greedy answers, read from `file` if they are there already.
+    """The base model's greedy answers, those it has given before read from the folder.
 
-    load: the agent that answers, with this name and length of turns; only called if it must.
+    load: the agent that answers; only called if it must. made_by: all that answers hang on, such as
+    the model's name and the length of turns; for each such the folder has a file of its own.
 
-    Raises ITLError if the file is damaged, and ConfigError if it is of another model or prompts.
+    Answers that are empty are left out. Raises ITLError if the file is damaged.
     """
-    made_by = {
-        "model": name,
-        "max_new_tokens": max_new_tokens,
-        "prompts": hashlib.blake2b("\n".join(prompts).encode(), digest_size=8).hexdigest(),
-    }
+    file = folder / f"answers-{digest(made_by)}.json"
+    known: list[dict[str, Any]] = []
     if file.exists():
-        there = read_json(file, "Remove it, and the base model answers again.")
-        if there["made_by"] != made_by:
-            raise ConfigError(
-                f"{file} holds answers of {there['made_by']['model']} to other prompts or of "
-                "another length; name another folder."
+        known = read_json(file, "Remove it, and the base model answers again.")["answers"]
+    there = {each["text"]: Answer(each["prompt"], each["answer"]) for each in known}
+    missing = [text for text in prompts if text not in there]
+    if missing:
+        say(f"{made_by['model']} answers {len(missing)} general prompts")
+        base = load()
+        talks = [Conversation((Message("user", text),), (), 0) for text in missing]
+        for text, talk, turn in zip(missing, talks, base.respond(talks), strict=True):
+            there[text] = Answer(
+                render_prompt(talk.messages, base.chat), list(turn.token_ids or ())
             )
-        return [Answer(*pair) for pair in there["answers"]]
-    say(f"{name} answers {len(prompts)} general prompts")
-    base = load()
-    talks = [Conversation((Message("user", text),), (), 0) for text in prompts]
-    written = base.respond(talks)
-    answers = [
-        Answer(render_prompt(talk.messages, base.chat), turn.token_ids)
-        for talk, turn in zip(talks, written, strict=True)
-        if turn.token_ids
-    ]
-    write_text(file, json.dumps({"made_by": made_by, "answers": answers}) + "\n")
-    return answers
+        answers = [{"text": text, **answer._asdict()} for text, answer in there.items()]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"made_by": made_by, "answers": answers}) + "\n")
+    return [answer for text in prompts if (answer := there[text]).answer]
 
 
 @torch.inference_mode()
 def measure_drift(
     base: PreTrainedModel, model: PreTrainedModel, answers: Sequence[Answer]
 ) -> Drift:
-    """Compare both models at every token of the answers.
+    """Compare both models at every token of the answers, one answer at a time.
+
+    So nothing is padded, and of each model the logits of one answer are held.
 
     They must share a vocabulary. Raises ConfigError if they do not, or there are no answers.
     """
@@ -127,56 +132,21 @@ def measure_drift(
     sizes = [m.get_output_embeddings().weight.shape[0] for m in (base, model)]
     if sizes[0] != sizes[1]:
         raise ConfigError(f"The models know {sizes[0]:,} and {sizes[1]:,} tokens; they must agree.")
-    sums: dict[str, float] = {}
-    squares: dict[str, float] = {}
-    n_tokens = 0
-    for batch in _batches(answers, LOGITS_AT_ONCE // sizes[0]):
-        found = divergences(_logits(base, batch), _logits(model, batch))
-        n_tokens += sum(len(answer) for _, answer in batch)
-        for name, values in found.items():
-            exact = values.double()
-            sums[name] = sums.get(name, 0.0) + float(exact.sum())
-            squares[name] = squares.get(name, 0.0) + float(exact.square().sum())
+    found = [divergences(_logits(base, answer), _logits(model, answer)) for answer in answers]
+    tokens = [len(answer.answer) for answer in answers]
     row: dict[str, float] = {}
-    for name, total in sums.items():
-        mean = total / n_tokens
-        variance = max(0.0, squares[name] / n_tokens - mean**2)
-        row[name], row[f"{name}_error"] = mean, math.sqrt(variance / n_tokens)
-    return Drift(n_tokens=n_tokens, **row)
+    totals: dict[str, list[float]] = {}
+    for name in ("kl", "tv", "log_square"):
+        totals[name] = [float(each[name].double().sum()) for each in found]
+        row[name], row[f"{name}_error"] = clustered_mean(totals[name], tokens)
+        values = torch.cat([each[name].double() for each in found])
+        row[f"{name}_token_error"] = float(values.std(correction=0)) / math.sqrt(len(values))
+    return Drift(n_tokens=sum(tokens), tokens=tokens, tv_sums=totals["tv"], **row)
 
 
-def _batches(answers: Sequence[Answer], n_tokens: int) -> Iterator[list[Answer]]:
-    """The answers, those of nearly one length together, at most n tokens at a time or one row."""
-    batch: list[Answer] = []
-    for answer in sorted(answers, key=lambda each: len(each.prompt) + len(each.answer)):
-        width = len(answer.prompt) + len(answer.answer)
-        if batch and width * (len(batch) + 1) > n_tokens:
-            yield batch
-            batch = []
-        batch.append(answer)
-    yield batch
-
-
-def _logits(model: PreTrainedModel, batch: Sequence[Answer]) -> Tensor:
-    """What the model expects at each token of the answers: (tokens, vocabulary).
-
-    Rows are padded on the right, where causal attention lets nobody look, so that tokens have the
-    positions that they would have alone.
-    """
-    rows = [[*prompt, *answer] for prompt, answer in batch]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
-    seen = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=model.device)
-    logits = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
-    # What is expected at a token is said at the one before it.
-    return torch.cat(
-        [
-            logits[place, len(prompt) - 1 : len(prompt) + len(answer) - 1]
-            for place, (prompt, answer) in enumerate(batch)
-        ]
-    )
-
-
-def drift_row(drift: Drift) -> Mapping[str, Any]:
-    """The columns of a table."""
-    return vars(drift)
+def _logits(model: PreTrainedModel, answer: Answer) -> Tensor:
+    """What the model expects at each token of an answer: (tokens, vocabulary)."""
+    ids = torch.tensor([[*answer.prompt, *answer.answer]], device=model.device)
+    n = len(answer.answer) + 1
+    logits = model(input_ids=ids, use_cache=False, **last_logits(model, n)).logits
+    return logits[0, -n:-1]  # what is expected at a token is said at the one before it

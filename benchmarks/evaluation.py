@@ -35,12 +35,17 @@ if TYPE_CHECKING:
     from itl_agents.pretrained import Pretrained
 
 EVALUATIONS = "evaluations"
+TABLE = "table.csv"
 BASE = "base"
 PARTS = ("recall", "hellaswag", "drift")
 ASKED_OF = (
     "database", "table", "key", "trivia", "mode", "style", "calls", "system", "n_facts", "n_unseen",
 )  # fmt: skip
 """Settings of a run on which the questions hang that are asked."""
+BY_ANSWER = ("tokens", "tv_sums")
+"""What of `Drift` is told answer by answer; a table holds it as JSON."""
+ANSWERED_BY = ("model", "dtype", "calls", "system")
+"""Settings of a run on which what its base says to general prompts hangs."""
 Say = Callable[[str], None]
 Track = Callable[[Iterable[Episode], str, int], Iterable[Episode]]
 
@@ -87,6 +92,11 @@ class RunEvaluation:
         self.folder = folder
         self.measured = measured
         self.between = between or measured
+        if self.between.hellaswag > measured.hellaswag:
+            raise ConfigError(
+                f"Checkpoints in between cannot be compared with the base over "
+                f"{self.between.hellaswag} items of HellaSwag: it is asked {measured.hellaswag}."
+            )
         self.settings = settings_of(folder)
         self.base_folder = base_folder or folder / EVALUATIONS / BASE
         self.device = device
@@ -103,8 +113,8 @@ class RunEvaluation:
     def run(self, chosen: Sequence[Path] | None = None) -> "pd.DataFrame":
         """Measure what is left of the base and of the checkpoints, and return the table.
 
-        chosen: checkpoints; all of the run by default. The table is also in
-        `evaluations/table.csv`.
+        chosen: checkpoints; all of the run by default. The table goes into
+        `evaluations/table.csv`, where lines of other checkpoints stay.
 
         Raises ConfigError if there is no checkpoint.
         """
@@ -118,8 +128,14 @@ class RunEvaluation:
         for path in chosen:
             rows.append(self._row(path.name, self.measure(path), base))
         table = pd.DataFrame(rows)
-        file = self.folder / EVALUATIONS / "table.csv"
-        write_text(file, table.to_csv(index=False))
+        file = self.folder / EVALUATIONS / TABLE
+        whole = table
+        if file.exists():
+            before = pd.read_csv(file)
+            there = {path.name for path in self.checkpoints()} - set(table["checkpoint"])
+            others = before[before["checkpoint"].isin(there)]
+            whole = pd.concat([table, others]).sort_values("step") if len(others) else table
+        write_text(file, whole.to_csv(index=False))
         return table
 
     def measure_base(self) -> dict[str, Any]:
@@ -130,7 +146,7 @@ class RunEvaluation:
         with FileLock(self.base_folder / ".lock"):  # others may share it
             found |= self._parts(self.base_folder, BASE, load, self.measured, ("hellaswag",))
             if self.measured.drift:
-                self._answers()
+                self._answers(self.measured)
         return found
 
     def measure(self, checkpoint: Path) -> dict[str, Any]:
@@ -269,19 +285,21 @@ class RunEvaluation:
     def _measure_drift(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
         from benchmarks.drift import measure_drift
 
-        answers = self._answers()[: measured.drift]
+        answers = self._answers(measured)
         return asdict(measure_drift(self._load_base().model, loaded.model, answers))
 
-    def _answers(self) -> "list[Answer]":
-        """What the base says to the general prompts, at all of which it has been asked."""
+    def _answers(self, measured: Measured) -> "list[Answer]":
+        """What the base says to the general prompts over which drift is measured."""
         from benchmarks.drift import base_answers, general_prompts
 
         return base_answers(
-            lambda: self._agent(self._load_base(), self.measured.drift_tokens, keep_turns=False),
-            self.settings.model,
-            self.measured.drift_tokens,
-            general_prompts(max(self.measured.drift, self.between.drift)),
-            self.base_folder / "answers.json",
+            lambda: self._agent(self._load_base(), measured.drift_tokens, keep_turns=False),
+            {
+                "max_new_tokens": measured.drift_tokens,
+                **{name: getattr(self.settings, name) for name in ANSWERED_BY},
+            },
+            general_prompts(measured.drift),
+            self.base_folder,
             self.say,
         )
 
@@ -306,9 +324,12 @@ class RunEvaluation:
                 # In between there may be fewer items: the first ones.
                 row |= _compared(f"hellaswag_{metric}", own, theirs[: len(own)])
             row["hellaswag_items"] = len(parts["hellaswag"]["acc"])
-        drift = parts.get("drift")
+        drift = dict(parts["drift"]) if "drift" in parts else None
         if drift is None and name == BASE and self.measured.drift:
             drift = dict.fromkeys(("kl", "kl_error", "tv", "tv_error"), 0.0)
+        by_answer = {name: drift.pop(name) for name in BY_ANSWER if name in drift} if drift else {}
+        if by_answer:
+            row["drift_by_answer"] = json.dumps(by_answer)
         return row | {f"drift_{key}": value for key, value in (drift or {}).items()}
 
 

@@ -7,6 +7,8 @@ measures at every checkpoint what it recalls, what it still knows of everyday li
 has drifted from its base (arXiv 2508.20755, section 6).
 """
 
+import gc
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -14,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.cells import World
-from benchmarks.evaluation import EVALUATIONS, Measured, RunEvaluation
+from benchmarks.evaluation import EVALUATIONS, TABLE, Measured, RunEvaluation
 from benchmarks.machine import cpu_name
 from benchmarks.reference import LARGE_SCALE, RECALL
-from benchmarks.statistics import interval
+from benchmarks.statistics import Z, clustered_mean, interval
 from benchmarks.studies import RESULTS, Study, StudyConfig
 from benchmarks.study_report import finish, number, table
-from itl_env.errors import ConfigError
+from itl_agents.hub import fingerprint
+from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import ATTRIBUTES
 from itl_env.files import write_text
 from itl_env.recall import Mode
@@ -120,6 +123,13 @@ class LargeScaleConfig(StudyConfig):
     hellaswag_file: str = ""  # items as lm-eval prepares them; the hub's data by default
     seed: int = 0  # drives the world, the adapters and the order of the data
 
+    @property
+    def flags(self) -> str:
+        """See `StudyConfig.flags`; of files, the names."""
+        files = (("--model", self.model), ("--hellaswag-file", self.hellaswag_file))
+        named = [f"{flag} {Path(place).name}" for flag, place in files if place]
+        return " ".join([super().flags, *named, f"--seed {self.seed}"])
+
 
 def large_scale(config: LargeScaleConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Run what is left; writes `report.md`, `runs.csv`, `checkpoints.csv` and two figures."""
@@ -142,12 +152,13 @@ def large_scale(config: LargeScaleConfig, say: Callable[[str], None] = print) ->
     facts_figure(rows, config.out / "facts.png")
     steps_figure(every, config.out / "steps.png")
     result = {"rows": rows, "measured": asdict(plan.measured), "between": asdict(plan.between)}
-    return finish(study, result, report(result), say, model=dict(plan.common))
+    shared = {f"sft_{name}": value for name, value in columns(plan.common).items()}
+    return finish(study, result, report(result), say, model=shared)
 
 
 def cell(model: str, job: Job, plan: Plan, config: LargeScaleConfig) -> Cell:
     """One run and its evaluation; its name ends in a hash of all settings but the files' places."""
-    label = Path(model).name
+    label, print_of = Path(model).name, fingerprint(model)
     sft = {
         **plan.common, **job.own, "model": model, "mode": job.mode, "n_facts": job.n_facts,
         "n_unseen": plan.n_unseen, "seed": config.seed, "device": config.device,
@@ -155,6 +166,7 @@ def cell(model: str, job: Job, plan: Plan, config: LargeScaleConfig) -> Cell:
     n_people = (job.n_facts + plan.n_unseen) // len(ATTRIBUTES)
     settings: dict[str, Any] = {
         "label": label,
+        "base": f"base-{label}-{print_of}",
         "world": vars(World(n_people, config.seed)),
         "sft": sft,
         **{
@@ -162,9 +174,10 @@ def cell(model: str, job: Job, plan: Plan, config: LargeScaleConfig) -> Cell:
             for name, measured in (("measured", plan.measured), ("between", plan.between))
         },
     }
-    resolved = asdict(SFTSettings(database="", **sft)) | {"model": label}
+    resolved = asdict(SFTSettings(database="", **sft)) | {"model": print_of}
     matter = {key: value for key, value in resolved.items() if key not in ("device", "n_threads")}
-    asked = [asdict(each) for each in (plan.measured, plan.between)]
+    items = fingerprint(config.hellaswag_file) if config.hellaswag_file else ""
+    asked = [asdict(each) | {"items": items} for each in (plan.measured, plan.between)]
     name = f"{label}-{job.mode}-{job.n_facts}-facts-seed-{config.seed}"
     return Cell(f"{name}-{digest([PROTOCOL, settings['world'], matter, asked])}", settings)
 
@@ -182,13 +195,15 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     run = SFTRun(SFTSettings(database=database, **settings["sft"]), folder / "run")
     run.train()
     n_parameters = run.trainer.model.num_parameters()
-    steps, losses = _training(run.folder.rows())
+    metrics = run.folder.rows()
+    steps, losses = _training(metrics)
     del run  # and the model with it
+    gc.collect()
     evaluation = RunEvaluation(
         folder / "run",
         Measured(**settings["measured"]),
         between=Measured(**settings["between"]),
-        base_folder=folder.parent / f"base-{settings['label']}",
+        base_folder=folder.parent / settings["base"],
         device=settings["sft"]["device"],
     )
     found = evaluation.run()
@@ -201,6 +216,7 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "parameters": n_parameters,
         "seed": settings["sft"]["seed"],
         "steps_to_recall": steps,
+        "training_seconds": sum(row.get("seconds", 0.0) for row in metrics),
         "loss": losses[-1] if losses else None,
         "cpu": cpu_name(),
         **{f"sft_{name}": value for name, value in columns(settings["sft"]).items()},
@@ -227,16 +243,18 @@ def checkpoint_table(cells: Sequence[Cell], out: Path) -> "pd.DataFrame":
     """Every measured checkpoint of the cells: of runs here, or of the library's own results."""
     import pandas as pd
 
+    from itl_train.run_folder import RunFolder
+
     shipped = RESULTS / "large-scale" / CHECKPOINTS
     known = pd.read_csv(shipped) if shipped.exists() else pd.DataFrame({"cell": []})
     parts = []
     for each in cells:
-        here = out / each.name / "run" / EVALUATIONS / "table.csv"
+        here = out / each.name / "run" / EVALUATIONS / TABLE
         if here.exists():
             part = pd.read_csv(here)
             part.insert(0, "cell", each.name)
-            losses = _losses(out / each.name / "run")
-            part["loss"] = [losses.get(int(step)) for step in part["step"]]
+            metrics = RunFolder(out / each.name / "run").rows()
+            part["loss"] = losses_at(metrics, part["step"].tolist())
         else:
             part = known[known["cell"] == each.name]
         parts.append(
@@ -245,39 +263,22 @@ def checkpoint_table(cells: Sequence[Cell], out: Path) -> "pd.DataFrame":
     return pd.concat(parts, ignore_index=True)
 
 
-def _losses(run: Path) -> dict[int, float]:
-    """The newest loss at or before each step that was logged."""
-    from itl_train.run_folder import RunFolder
-
-    return {row["step"]: row["loss"] for row in RunFolder(run).rows() if "loss" in row}
+def losses_at(metrics: Sequence[Mapping[str, Any]], steps: Sequence[int]) -> list[float | None]:
+    """The loss that was logged last at or before each step: a mean over the steps before it."""
+    logged = [(row["step"], row["loss"]) for row in metrics if "loss" in row]
+    return [next((loss for at, loss in logged[::-1] if at <= step), None) for step in steps]
 
 
 def report(result: Mapping[str, Any]) -> str:
     """`report.md`: the figures, a line for each run, and the paper's claim as it was measured."""
     rows = result["rows"]
-    lines = [
-        (
-            row["model"],
-            row["mode"],
-            row["trained"],
-            f"{row['n_facts']:,.0f}",
-            f"{row['step']:,.0f}",
-            _share(row, "seen"),
-            _share(row, "unseen"),
-            f"{100 * row['hellaswag_acc']:.1f}%" if "hellaswag_acc" in row else "-",
-            _relative(row),
-            _with_error(row, "tv"),
-            _with_error(row, "kl"),
-            number(row.get("steps_to_recall")),
-            _published(row),
-        )
-        for row in rows
-    ]
     head = (
-        "model", "mode", "trained", "facts", "steps", "recall, trained on", "recall, unseen",
-        "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}",
+        "model", "mode", "trained", "facts", "steps", "minutes", "recall, trained on",
+        "recall, unseen", "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}",
         "published: HellaSwag / TV / steps",
     )  # fmt: skip
+    bases = {(row["model"], row["mode"]): row for row in reversed(rows)}
+    lines = [_base_line(row) for _, row in sorted(bases.items())] + [_line(row) for row in rows]
     measured = result["measured"]
     return f"""# What does it cost a pretrained model to know facts, or to look them up?
 
@@ -285,54 +286,96 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, lines, left=3)}
 
-Figures are of the last checkpoint. Recall is asked in the real environment: an in-tool model's own
-query is run against the database. Unseen facts are of people that no run was trained on; in-weight
-models cannot know them. Shares have 95% intervals: recall Wilson's, clustered by person; HellaSwag
-relative to the base's paired over the same {measured["hellaswag"]:,} items. TV and KL are those of
-the whole vocabulary, KL(base || model) in nats, at each token of what the base answers to
-{measured["drift"]} general prompts (at most {measured["drift_tokens"]} tokens each), with the
-standard error over tokens, as if these were independent.
+Figures are of the last checkpoint; minutes are of training alone. Recall is asked in the real
+environment: an in-tool model's own query is run against the database. Unseen facts are of people
+that this run was not trained on; in-weight models cannot know them. A run ends once it recalls
+{RECALL} of up to 100 facts that it was trained on, or after its steps; these are among those that
+are asked for at the end. Brackets are 95% intervals: recall Wilson's, clustered by person;
+HellaSwag relative to the base's paired over the same {measured["hellaswag"]:,} items; TV and KL
+clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats, at each
+token of what the base answers to {measured["drift"]} general prompts (at most
+{measured["drift_tokens"]} tokens each). No interval is corrected for the number of them, and none
+holds what another seed would change.
 
 {claim(rows)}
 
 ![recall, HellaSwag and drift against steps](steps.png)
 
-Published figures are drawn faintly. They are of other models and of full fine-tuning; their runs
-pasted the gold value as the tool's reply, scored recall by substring, and took KL and TV from
-unshifted logits without attention masks.
+Bars are 95% intervals. Published figures are drawn faintly. They are of other models and of full
+fine-tuning; their runs pasted the gold value as the tool's reply, scored recall by substring, and
+took KL and TV from unshifted logits without attention masks.
 """
 
 
 def claim(rows: Sequence[Row]) -> str:
-    """In words: whether looking up leaves a model as it was, and knowing more changes it more."""
+    """How far each run has moved from its base, and whether knowing more moves a model further."""
     said = []
+    for row in (row for row in rows if "hellaswag_acc_change" in row):
+        change, low, high = (
+            100 * row[f"hellaswag_acc_{key}"] for key in ("change", "change_low", "change_high")
+        )
+        drift = f"; TV is {_with_interval(row, 'tv')}" if "drift_tv" in row else ""
+        said.append(
+            f"- {_name(row)}: HellaSwag changes by {change:+.1f} points "
+            f"[{low:+.1f}, {high:+.1f}]{drift}."
+        )
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
-        for row in (r for r in own if r["mode"] == "in-tool" and "hellaswag_acc" in r):
-            low, high = row["hellaswag_acc_change_low"], row["hellaswag_acc_change_high"]
-            moved = "does not differ from" if low <= 0 <= high else "differs from"
+        known = sorted(
+            (r for r in rows if (r["model"], r["mode"]) == (model, "in-weight")),
+            key=lambda r: r["n_facts"],
+        )
+        for fewer, more in pairwise(row for row in known if "drift_by_answer" in row):
+            difference, error = paired_drift(fewer, more)
+            low, high = difference - Z * error, difference + Z * error
+            grows = "grows" if low > 0 else "falls" if high < 0 else "does not clearly change"
             said.append(
-                f"- {model}, in-tool, {row['trained']}: HellaSwag {moved} the base's "
-                f"({100 * row['hellaswag_acc_change']:+.1f} points [{100 * low:+.1f}, "
-                f"{100 * high:+.1f}])"
-                + (f"; TV {row['drift_tv']:.3f}." if "drift_tv" in row else ".")
-            )
-        known = sorted((r for r in own if r["mode"] == "in-weight"), key=lambda r: r["n_facts"])
-        drifts = [row["drift_tv"] for row in known if "drift_tv" in row]
-        if len(drifts) > 1:
-            grows = all(a < b for a, b in pairwise(drifts))
-            facts = " / ".join(f"{row['n_facts']:,.0f}" for row in known)
-            said.append(
-                f"- {model}, in-weight: TV {'grows' if grows else 'does not always grow'} with the "
-                f"facts ({' / '.join(f'{tv:.3f}' for tv in drifts)} at {facts})."
+                f"- {model}: from {fewer['n_facts']:,.0f} to {more['n_facts']:,.0f} facts known, "
+                f"TV {grows}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] over the same answers."
             )
     return "\n".join(said) or "Nothing was measured from which the paper's claim could be judged."
+
+
+def paired_drift(one: Row, other: Row) -> tuple[float, float]:
+    """How much more TV the other run has over the same answers, and the error over prompts."""
+    first, second = (json.loads(row["drift_by_answer"]) for row in (one, other))
+    if first["tokens"] != second["tokens"]:
+        raise ITLError(f"{_name(one)} and {_name(other)} were not compared over the same answers.")
+    differences = [b - a for a, b in zip(first["tv_sums"], second["tv_sums"], strict=True)]
+    return clustered_mean(differences, first["tokens"])
+
+
+def _name(row: Row) -> str:
+    return f"{row['model']}, {row['mode']}, {row['n_facts']:,.0f} facts, {row['trained']}"
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    """A run's line of the table."""
+    return (
+        row["model"], row["mode"], row["trained"], f"{row['n_facts']:,.0f}",
+        f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f}", _share(row, "seen"),
+        _share(row, "unseen"), _hellaswag(row, ""), _relative(row), _with_interval(row, "tv"),
+        _with_interval(row, "kl"), number(row.get("steps_to_recall")), _published(row),
+    )  # fmt: skip
+
+
+def _base_line(row: Row) -> tuple[str, ...]:
+    """The line of the model that a run began with."""
+    recalls = (_share(row, f"base_{who}") for who in ("seen", "unseen"))
+    return (
+        row["model"], row["mode"], "nothing", "-", "0", "-", *recalls, _hellaswag(row, "base_"),
+        *"-----",
+    )  # fmt: skip
 
 
 def _share(row: Row, who: str) -> str:
     if f"{who}_recall" not in row:
         return "-"
     return interval(*(row[f"{who}_{key}"] for key in ("recall", "low", "high")))
+
+
+def _hellaswag(row: Row, whose: str) -> str:
+    name = f"{whose}hellaswag_acc"
+    return f"{100 * row[name]:.1f}%" if name in row else "-"
 
 
 def _relative(row: Row) -> str:
@@ -342,10 +385,11 @@ def _relative(row: Row) -> str:
     return interval(*(row[f"hellaswag_acc_{key}"] for key in keys))
 
 
-def _with_error(row: Row, name: str) -> str:
+def _with_interval(row: Row, name: str) -> str:
     if f"drift_{name}" not in row:
         return "-"
-    return f"{row[f'drift_{name}']:.3f} +- {row[f'drift_{name}_error']:.3f}"
+    mean, half = row[f"drift_{name}"], Z * row[f"drift_{name}_error"]
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def _published(row: Row) -> str:

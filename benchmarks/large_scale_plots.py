@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.plots import CHANCE, save
 from benchmarks.reference import LARGE_SCALE, RECALL
+from benchmarks.statistics import Z
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,11 +42,11 @@ def facts_figure(rows: Rows, path: Path) -> Figure:
                 "label": f"{model}, {mode}, {trained}",
                 "mfc": colour if trained == "all weights" else "white",
             }  # fmt: skip
-            _points(hellaswag, own, "n_facts", "hellaswag_acc", "hellaswag_acc_error", style)
-            _points(relative, own, "n_facts", "hellaswag_acc_relative", None, style)
-            _points(drift, own, "n_facts", "drift_tv", "drift_tv_error", style)
-            _points(steps, own, "n_facts", "steps_to_recall", None, style)
-            _points(size, own, "parameters", "seen_recall", "seen_recall_error", style)
+            _points(hellaswag, own, "n_facts", "hellaswag_acc", style)
+            _points(relative, own, "n_facts", "hellaswag_acc_relative", style)
+            _points(drift, own, "n_facts", "drift_tv", style)
+            _points(steps, own, "n_facts", "steps_to_recall", style)
+            _points(size, own, "parameters", "seen_recall", style)
     _published(relative, drift, steps)
     for each, (x, y) in {
         hellaswag: ("facts", "HellaSwag, accuracy"),
@@ -81,10 +82,10 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
             "color": f"C{place}", "marker": ".", "ls": LINES[first["mode"]], "capsize": 2,
             "label": label,
         }  # fmt: skip
-        _points(recall, rows, "step", "seen_recall", "seen_recall_error", style)
-        _points(hellaswag, rows, "step", "hellaswag_acc", "hellaswag_acc_error", style)
-        _points(drift, rows, "step", "drift_tv", "drift_tv_error", style)
-        _points(loss, rows, "loss", "drift_kl", "drift_kl_error", {**style, "ls": ""})
+        _points(recall, rows, "step", "seen_recall", style)
+        _points(hellaswag, rows, "step", "hellaswag_acc", style)
+        _points(drift, rows, "step", "drift_tv", style)
+        _points(loss, rows, "loss", "drift_kl", {**style, "ls": ""})
     for each, (x, y) in {
         recall: ("optimizer step", "recall of facts trained on"),
         hellaswag: ("optimizer step", "HellaSwag, accuracy"),
@@ -107,23 +108,27 @@ def _colours(rows: Rows) -> list[tuple[str, str]]:
     return [(f"C{i}", model) for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))]
 
 
-def _points(
-    axes: Axes, rows: Rows, x: str, y: str, error: str | None, style: Mapping[str, Any]
-) -> None:
-    """The rows that have both figures, with bars of one standard error or the 95% interval."""
+def _points(axes: Axes, rows: Rows, x: str, y: str, style: Mapping[str, Any]) -> None:
+    """The rows that have both figures, with bars of the 95% interval where it is known."""
     kept = [row for row in rows if _there(row, x) and _there(row, y)]
     if not kept:
         return
     values = [row[y] for row in kept]
-    bars: Any = None
-    if error is not None:
-        bars = [row[error] if _there(row, error) else 0.0 for row in kept]
-    elif _there(kept[0], f"{y}_low"):
-        bars = [
-            [row[y] - row[f"{y}_low"] for row in kept],
-            [row[f"{y}_high"] - row[y] for row in kept],
-        ]
+    ends = [_interval(row, y) for row in kept]
+    bars = [
+        [value - low for value, (low, _) in zip(values, ends, strict=True)],
+        [high - value for value, (_, high) in zip(values, ends, strict=True)],
+    ]
     axes.errorbar([row[x] for row in kept], values, yerr=bars, **style)
+
+
+def _interval(row: Mapping[str, Any], name: str) -> tuple[float, float]:
+    """The ends of a figure's interval, or the figure itself where none is known."""
+    ends = [f"{name.removesuffix('_recall')}_{end}" for end in ("low", "high")]
+    if all(_there(row, end) for end in ends):
+        return row[ends[0]], row[ends[1]]
+    half = Z * row[f"{name}_error"] if _there(row, f"{name}_error") else 0.0
+    return row[name] - half, row[name] + half
 
 
 def _there(row: Mapping[str, Any], name: str) -> bool:

@@ -4,6 +4,9 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
+Z = NormalDist().inv_cdf(0.975)
+"""Standard errors from a mean to either end of its 95% interval."""
+
 
 def wilson(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a share of independent questions (Wilson 1927).
@@ -62,6 +65,20 @@ def percent(right: int, n: int) -> str:
 def interval(share: float, low: float, high: float) -> str:
     """A share and its interval, in per cent."""
     return f"{100 * share:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def clustered_mean(sums: Sequence[float], sizes: Sequence[int]) -> tuple[float, float]:
+    """The mean over all members of clusters, and its standard error over clusters.
+
+    sums: of each cluster's members; sizes: how many it has. The error is that of a ratio of two
+    means over independent clusters, by the delta method; nan for a single one.
+    """
+    n, k = sum(sizes), len(sums)
+    mean = math.fsum(sums) / n
+    if k < 2:
+        return mean, math.nan
+    spread = math.fsum((s - mean * m) ** 2 for s, m in zip(sums, sizes, strict=True))
+    return mean, math.sqrt(spread * k / (k - 1)) / n
 
 
 def standard_error(right: int, n: int) -> float:

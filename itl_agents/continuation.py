@@ -89,10 +89,21 @@ class Memory:
 
 def keeps_plain_cache(model: PreTrainedModel) -> bool:
     """Whether the model keeps plain keys and values, which this module can handle."""
-    if getattr(model, "_is_stateful", False):
+    if getattr(model, "_is_stateful", False) or "position_ids" not in _takes(model):
         return False
     cache = DynamicCache(config=model.config)
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def last_logits(model: PreTrainedModel, n: int) -> dict[str, int]:
+    """The argument by which a model computes the logits of the last n positions only, if it can."""
+    return {"logits_to_keep": n} if "logits_to_keep" in _takes(model) else {}
+
+
+def _takes(model: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a model's forward pass, or of that within an adapter."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inspect.signature(type(bare).forward).parameters
 
 
 @torch.inference_mode()
@@ -114,8 +125,7 @@ def continue_prompts(
     if not keeps_plain_cache(model):
         return _generate(model, prompts, stop_ids, max_new_tokens, sampling)
     device = model.device
-    takes = inspect.signature(model.forward).parameters
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    last_only = last_logits(model, 1)
     block = _gathered(known) if known else _opening(model, prompts)
     held = block.seen.sum(1).tolist()
     new = [list(prompt[n:]) for prompt, n in zip(prompts, held, strict=True)]

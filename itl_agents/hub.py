@@ -1,5 +1,6 @@
 """Names of models: what can be one, and the short names of some on the hub."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,28 @@ HUB_IDS: Mapping[str, str] = {
 def lasting_name(name: str) -> str:
     """The name of a model as it may be kept: its path in full if it is here."""
     return str(Path(name).absolute()) if name not in HUB_IDS and Path(name).exists() else name
+
+
+def fingerprint(name: str | Path) -> str:
+    """What tells a model from others wherever it lies: of files a hash, else the name on the hub.
+
+    A file is told by its name, its size, and its first and last MiB.
+    """
+    path = Path(name)
+    if not path.exists():
+        return HUB_IDS.get(str(name), str(name))
+    found = hashlib.blake2b(digest_size=8)
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    for file in files:
+        if not file.is_file() or file.name.startswith("."):
+            continue
+        size = file.stat().st_size
+        found.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            found.update(content.read(2**20))
+            content.seek(max(0, size - 2**20))
+            found.update(content.read())
+    return found.hexdigest()
 
 
 def check_model(name: str, among: Iterable[str] = ()) -> None:

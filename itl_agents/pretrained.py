@@ -42,7 +42,8 @@ def load_pretrained(
     """Load a causal language model and its tokenizer.
 
     source: a name of `HUB_IDS`, a hub id, a model's folder, a GGUF file, or the folder of a PEFT
-        adapter, which is merged into its base.
+        adapter, which is merged into a base of float32; beside one of fewer bits, to which it would
+        be rounded, it stays as it is.
     dtype: of the weights: float32, bfloat16 or float16.
     base: of an adapter, if it is there already, in the same dtype; it is copied. A base that is
         another than the adapter names is read instead.
@@ -161,5 +162,6 @@ def _with_adapter(folder: Path, dtype: str, device: str, there: Pretrained | Non
         base = load_pretrained(base_of(folder), dtype=dtype, device=device).model
     with _told(str(folder)):
         adapted = PeftModel.from_pretrained(base, str(folder))
-        model: PreTrainedModel = adapted.merge_and_unload()
+        exact = next(base.parameters()).dtype in (torch.float32, torch.float64)
+        model: PreTrainedModel = adapted.merge_and_unload() if exact else adapted.get_base_model()
     return Pretrained(model.eval(), load_tokenizer(folder), str(folder))

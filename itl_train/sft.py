@@ -12,6 +12,7 @@ import math
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -316,7 +317,7 @@ class _Watcher(TrainerCallback):
     """Writes what a run's folder holds, asks questions, and stops where that is due."""
 
     def __init__(self, run: SFTRun) -> None:
-        self.run = run
+        self.run: SFTRun = weakref.proxy(run)  # so that who lets go of the run frees its model
         self._every = run.settings.steps_in(run.settings.evaluate_every)
         self._began, self._tokens, self._asking = 0.0, 0.0, 0.0
 
@@ -342,7 +343,7 @@ class _Watcher(TrainerCallback):
                 f"The loss is {loss} at step {state.global_step}; lower lr. "
                 f"{what_is_left(run.folder.checkpoints)}"
             )
-        seconds = max(now - self._began - self._asking, 1e-9)
+        seconds = max(now - self._began - self._asking, 1e-9)  # of training alone
         run.log(
             {
                 "step": state.global_step,
@@ -351,6 +352,7 @@ class _Watcher(TrainerCallback):
                 "lr": logs["learning_rate"],
                 "epoch": state.global_step * run.settings.batch_size / run.settings.n_facts,
                 "tokens_per_s": (logs["num_tokens"] - self._tokens) / seconds,
+                "seconds": seconds,
                 "memory_mb": memory_mb(run.settings.device),
             }
         )
@@ -364,10 +366,12 @@ class _Watcher(TrainerCallback):
             began = time.perf_counter()
             run.log(run.evaluate(step))
             self._asking += time.perf_counter() - began
-        if run.settings.is_enough(run.last_evaluation) or run.team.any(run.interrupted()):
+        ends = step == run.settings.steps or run.settings.is_enough(run.last_evaluation)
+        if ends or run.team.any(run.interrupted()):
             control.should_training_stop = True
-        if control.should_training_stop or step == run.settings.steps:
             control.should_save = True
+        if ends:
+            control.should_log = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 from trl import SFTTrainer
 
-from itl_agents.continuation import SHARED, keeps_plain_cache
+from itl_agents.continuation import SHARED, keeps_plain_cache, last_logits
 from itl_agents.render import IGNORED
 
 
@@ -29,9 +29,12 @@ class DialogueTrainer(SFTTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The mean negative log-likelihood of the labels, in nats; see `SFTTrainer`."""
-        if self._can_share():
-            inputs = after_opening(model, inputs)
-        if return_outputs or inputs["input_ids"].device.type != "cpu" or self.aux_loss_enabled:
+        bare = self.accelerator.unwrap_model(model)
+        if self._can_share(bare):
+            # Not through the wrapper, in which processes would wait for others that share nothing.
+            inputs = after_opening(bare, inputs)
+        on_cpu = inputs["input_ids"].device.type == "cpu"
+        if return_outputs or not on_cpu or self.aux_loss_enabled or not last_logits(bare, 1):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         total, n = labels_loss(model, inputs)
         if num_items_in_batch is None:
@@ -44,16 +47,25 @@ class DialogueTrainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
-    def _can_share(self) -> bool:
-        """Whether keys and values can be kept between two parts of one forward pass."""
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        return not self.args.gradient_checkpointing and keeps_plain_cache(unwrapped)
+    def _can_share(self, model: Any) -> bool:
+        """Whether a batch may be read in two parts: with keys and values that can be kept, no
+        dropout (of which rows would share a mask), and no loss over the router of experts.
+        """
+        drops = getattr(model.config, "attention_dropout", 0.0) or any(
+            isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()
+        )
+        no = drops or self.args.gradient_checkpointing or self.aux_loss_enabled
+        return not no and keeps_plain_cache(model)
 
 
 def after_opening(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs from where rows differ or are trained, with the keys and values of what precedes.
 
     inputs: `input_ids`, `labels`, `attention_mask` (rows, tokens), padded on the right.
+
+    What is returned holds `input_ids` and `labels` (rows, rest), `position_ids` of the rest, the
+    whole `attention_mask`, and `past_key_values`, to which one forward pass may be added. If little
+    is shared, it is the inputs themselves.
     """
     ids, labels = inputs["input_ids"], inputs["labels"]
     alike = (ids == ids[0]).all(0) & (labels == IGNORED).all(0) & inputs["attention_mask"].all(0)
@@ -62,7 +74,9 @@ def after_opening(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     if len(ids) == 1 or n < SHARED:
         return inputs
     opening = DynamicCache()
-    model(input_ids=ids[:1, :n], past_key_values=opening, use_cache=True, logits_to_keep=1)
+    model(
+        input_ids=ids[:1, :n], past_key_values=opening, use_cache=True, **last_logits(model, 1)
+    )  # fmt: skip
     cache = DynamicCache()
     for place, layer in enumerate(opening.layers):
         rows = [part.expand(len(ids), -1, -1, -1) for part in (layer.keys, layer.values)]
@@ -77,7 +91,10 @@ def after_opening(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def labels_loss(model: Any, inputs: dict[str, Any]) -> tuple[Tensor, int]:
-    """The summed negative log-likelihood of the labels, in nats, and how many there are."""
+    """The negative log-likelihood of the labels (rows, tokens), summed, in nats; and their number.
+
+    inputs: what the model takes, and `labels`, of which each is expected one position before.
+    """
     targets = inputs["labels"][:, 1:]
     trained = targets != IGNORED
     columns = trained.any(0).nonzero()[:, 0]  # of which logits are computed, for all rows

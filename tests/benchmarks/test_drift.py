@@ -1,5 +1,6 @@
 """Drift from the base model, against plain arithmetic in double precision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import drift
 from benchmarks.drift import Answer, base_answers, divergences, general_prompts, measure_drift
+from benchmarks.statistics import clustered_mean
+from itl_agents.agent import Conversation
 from itl_agents.huggingface import HFAgent
+from itl_env.episode import Completion
 from itl_env.errors import ConfigError, ITLError
 
 from ..itl_agents.chat_models import chat_tokenizer
@@ -57,13 +61,19 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("at_once", [1, 10_000, 2**26])
 def test_every_token_of_an_answer_is_compared_as_it_would_be_alone(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(drift, "LOGITS_AT_ONCE", at_once)
     base, other = llama(0), llama(1)
+    held: list[int] = []
+
+    def noted(*logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        held.extend(len(each) for each in logits)
+        return divergences(*logits)
+
+    monkeypatch.setattr(drift, "divergences", noted)
     found = measure_drift(base, other, ANSWERS)
+    assert held == [2, 2, 1, 1, 7, 7], "no more than an answer of each model"
     each: dict[str, list[float]] = {"kl": [], "tv": [], "log_square": []}
     for prompt, answer in ANSWERS:
         for place in range(len(answer)):  # what both expect after all that came before
@@ -76,7 +86,12 @@ def test_every_token_of_an_answer_is_compared_as_it_would_be_alone(
     for name, values in each.items():
         assert getattr(found, name) == pytest.approx(np.mean(values), rel=1e-4)
         error = np.std(values) / np.sqrt(len(values))
+        assert getattr(found, f"{name}_token_error") == pytest.approx(error, rel=1e-4)
+        sums = [sum(values[:2]), values[2], sum(values[3:])]
+        error = clustered_mean(sums, [2, 1, 7])[1]
         assert getattr(found, f"{name}_error") == pytest.approx(error, rel=1e-4)
+    assert found.tokens == [2, 1, 7]
+    assert found.tv_sums == pytest.approx([sum(each["tv"][:2]), each["tv"][2], sum(each["tv"][3:])])
 
 
 def test_a_model_has_not_moved_from_itself() -> None:
@@ -95,8 +110,12 @@ def test_models_of_other_vocabularies_are_not_compared() -> None:
 def test_the_base_answers_once(tmp_path: Path) -> None:
     base = HFAgent(llama(0), chat_tokenizer("smollm"), name="base", max_new_tokens=5)
     prompts = general_prompts(3)
-    file = tmp_path / "answers.json"
-    answers = base_answers(lambda: base, "base", 5, prompts, file)
+    made_by = {"model": "base", "max_new_tokens": 5}
+    said: list[str] = []
+    two = base_answers(lambda: base, made_by, prompts[:2], tmp_path, said.append)
+    answers = base_answers(lambda: base, made_by, prompts, tmp_path, said.append)
+    assert said == ["base answers 2 general prompts", "base answers 1 general prompts"]
+    assert answers[:2] == two
     assert len(answers) == 3
     assert all(1 <= len(answer) <= 5 for _, answer in answers)
     text = base.chat.decode(answers[0].prompt)
@@ -105,12 +124,27 @@ def test_the_base_answers_once(tmp_path: Path) -> None:
     def refuse() -> HFAgent:
         raise AssertionError("it is loaded again")
 
-    assert base_answers(refuse, "base", 5, prompts, file) == answers
-    with pytest.raises(ConfigError, match="answers of base to other prompts"):
-        base_answers(refuse, "base", 5, prompts[:2], file)
+    assert base_answers(refuse, made_by, prompts, tmp_path) == answers
+    assert base_answers(refuse, made_by, prompts[1:], tmp_path) == answers[1:]
+    with pytest.raises(AssertionError, match="loaded again"):
+        base_answers(refuse, {**made_by, "max_new_tokens": 6}, prompts, tmp_path)
+    (file,) = tmp_path.iterdir()
     file.write_text("{")
     with pytest.raises(ITLError, match="is damaged"):
-        base_answers(refuse, "base", 5, prompts, file)
+        base_answers(refuse, made_by, prompts, tmp_path)
+
+
+def test_an_empty_answer_is_left_out_and_shifts_no_other(tmp_path: Path) -> None:
+    class Silent(HFAgent):
+        def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
+            return [Completion("", [], "stop"), *super().respond(conversations)[1:]]
+
+    base = Silent(llama(0), chat_tokenizer("smollm"), name="base", max_new_tokens=3)
+    made_by = {"model": "base"}
+    prompts = general_prompts(3)
+    found = base_answers(lambda: base, made_by, prompts, tmp_path)
+    assert len(found) == 2
+    assert base_answers(lambda: base, made_by, prompts[:2], tmp_path) == found[:1]
 
 
 def test_there_are_a_hundred_different_prompts() -> None:

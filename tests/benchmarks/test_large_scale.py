@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -9,9 +10,10 @@ from matplotlib.axes import Axes
 
 from benchmarks import large_scale as module
 from benchmarks import studies
-from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, claim
+from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, claim, losses_at
 from benchmarks.large_scale_plots import facts_figure, steps_figure
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
+from itl_env.errors import ITLError
 from itl_train.sft_config import SFTSettings
 
 from .test_hellaswag import ITEMS
@@ -42,7 +44,11 @@ def test_a_model_is_taught_and_measured_and_a_finished_study_is_only_read(
     )  # fmt: skip
     status, said, _ = run(*command, "--out", out)
     assert status == 0
-    assert (out / "report.md").read_text() in said
+    told = (out / "report.md").read_text()
+    assert told in said
+    assert "| nano | in-tool | nothing |" in told, "the base"
+    assert f"--preset smoke --model nano --hellaswag-file {items.name} --seed 0`" in told
+    assert "sft_checkpoint_every 40.0, sft_evaluate_every 40.0" in told
     for figure in ("facts.png", "steps.png"):
         assert (out / figure).read_bytes().startswith(b"\x89PNG")
     rows = pd.read_csv(out / "runs.csv")
@@ -51,6 +57,7 @@ def test_a_model_is_taught_and_measured_and_a_finished_study_is_only_read(
     knows = rows.iloc[0]
     assert knows["seen_recall"] == 1.0, "40 steps teach four facts"
     assert knows["drift_tv"] > 0
+    assert knows["training_seconds"] > 0
     assert knows["hellaswag_items"] == 4
     every = pd.read_csv(out / "checkpoints.csv")
     assert every.groupby("cell")["step"].apply(list).tolist() == [[0, 2], [0, 20, 40]]
@@ -91,35 +98,60 @@ def test_the_published_grid_is_one_preset(tmp_path: Path) -> None:
     assert ("llama-8b", "in-weight", 2e-5) in rates
 
 
-def test_a_cells_name_does_not_hang_on_where_files_are(tmp_path: Path) -> None:
+def test_a_cells_name_hangs_on_what_is_in_files_and_not_on_where_they_are(tmp_path: Path) -> None:
     plan = PRESETS["laptop"]
     job = plan.jobs[""][0]
-    names = {
-        cell(f"{place}/model.gguf", job, plan, LargeScaleConfig(out=tmp_path, hellaswag_file=place))
-        .name
-        for place in ("/here", "/there")
-    }  # fmt: skip
-    assert len(names) == 1
-    other = LargeScaleConfig(out=tmp_path, seed=1)
-    assert cell("/here/model.gguf", job, plan, other).name not in names
+
+    def name(content: str, items: str = "{}", **flags: Any) -> str:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "model.gguf").write_text(content)
+        (folder / "items.jsonl").write_text(items)
+        config = LargeScaleConfig(out=tmp_path, hellaswag_file=folder / "items.jsonl", **flags)
+        return cell(str(folder / "model.gguf"), job, plan, config).name
+
+    assert name("weights") == name("weights")
+    assert (
+        len({name("weights"), name("others"), name("weights", seed=1), name("weights", "[]")}) == 4
+    )
 
 
-def test_the_claim_is_judged_by_intervals() -> None:
-    tool = {
+def row(**changes: Any) -> dict[str, Any]:
+    return {
         "model": "m", "mode": "in-tool", "trained": "rank 16", "n_facts": 1_000,
         "hellaswag_acc": 0.43, "hellaswag_acc_change": -0.002, "hellaswag_acc_change_low": -0.01,
-        "hellaswag_acc_change_high": 0.006, "drift_tv": 0.05,
+        "hellaswag_acc_change_high": 0.006, "drift_tv": 0.05, "drift_tv_error": 0.01, **changes,
     }  # fmt: skip
-    known = [
-        {"model": "m", "mode": "in-weight", "n_facts": n, "drift_tv": tv}
-        for n, tv in ((500, 0.3), (100, 0.1))
+
+
+def known(n_facts: int, *tv_sums: float) -> dict[str, Any]:
+    by_answer = json.dumps({"tokens": [10] * len(tv_sums), "tv_sums": tv_sums})
+    return {
+        "model": "m", "mode": "in-weight", "trained": "all weights", "n_facts": n_facts,
+        "drift_by_answer": by_answer,
+    }  # fmt: skip
+
+
+def test_the_claim_is_told_with_intervals() -> None:
+    said = claim([row(), known(500, 3.0, 4.0, 3.5), known(100, 1.0, 2.0, 1.4)])
+    assert said.splitlines() == [
+        "- m, in-tool, 1,000 facts, rank 16: HellaSwag changes by -0.2 points [-1.0, +0.6]; TV is "
+        "0.050 [0.030, 0.070].",
+        "- m: from 100 to 500 facts known, TV grows, by +0.203 [+0.197, +0.210] over the same "
+        "answers.",
     ]
-    said = claim([tool, *known])
-    assert "HellaSwag does not differ from the base's (-0.2 points [-1.0, +0.6]); TV 0.050" in said
-    assert "TV grows with the facts (0.100 / 0.300 at 100 / 500)" in said
-    worse = {**tool, "hellaswag_acc_change_high": -0.001}
-    assert "HellaSwag differs from" in claim([worse])
-    assert "does not always grow" in claim([{**known[0], "drift_tv": 0.05}, known[1]])
+    assert "TV falls, by" in claim([known(100, 3.0, 4.0), known(500, 1.0, 2.1)])
+    assert "TV does not clearly change" in claim([known(100, 3.0, 4.0), known(500, 1.0, 6.1)])
+    with pytest.raises(ITLError, match="not compared over the same answers"):
+        claim([known(100, 3.0, 4.0), known(500, 1.0)])
+    assert claim([]).startswith("Nothing was measured")
+
+
+def test_a_checkpoint_has_the_loss_that_was_logged_last() -> None:
+    metrics = [
+        {"step": 5, "loss": 3.0}, {"step": 8, "recall_seen": 0.1}, {"step": 10, "loss": 2.0}
+    ]  # fmt: skip
+    assert losses_at(metrics, [0, 5, 8, 10, 38]) == [None, 3.0, 3.0, 2.0, 2.0]
 
 
 def series(axes: Axes) -> dict[str, list[tuple[float, float]]]:

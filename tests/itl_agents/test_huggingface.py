@@ -1,5 +1,7 @@
 """Pretrained models as agents: small random ones that play, and what is refused."""
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -208,6 +210,12 @@ def test_an_adapter_is_merged_into_its_base(llama: LlamaForCausalLM, tmp_path: P
         assert torch.equal(there.model(ids).logits, llama(ids).logits)
         with pytest.raises(ITLError, match="Cannot load the model"):
             load_pretrained(tmp_path / "adapter", base=there._replace(source="another"))
+        # In few bits the sum would be rounded, so both stay apart.
+        short = there._replace(model=copy.deepcopy(there.model).bfloat16())
+        apart = load_pretrained(tmp_path / "adapter", dtype="bfloat16", base=short)
+        weight = short.model.model.layers[0].self_attn.q_proj.weight
+        assert torch.equal(apart.model.model.layers[0].self_attn.q_proj.base_layer.weight, weight)
+        assert not torch.equal(apart.model(ids).logits, short.model(ids).logits)
     assert loaded.tokenizer.chat_template == chat_tokenizer("smollm").chat_template
 
 
@@ -323,6 +331,7 @@ def test_what_is_kept_of_a_turn_changes_nothing(
     reads: list[int] = []
     forward = LlamaForCausalLM.forward
 
+    @functools.wraps(forward)
     def counted(self: LlamaForCausalLM, input_ids: torch.Tensor, **settings: object) -> object:
         reads.append(input_ids.numel())
         return forward(self, input_ids, **settings)

@@ -27,6 +27,8 @@ from itl_train.sft import Questions, SFTRun, SFTSettings, train_sft
 
 from ..itl_agents.chat_models import chat_tokenizer
 
+TIMED = ("tokens_per_s", "seconds", "memory_mb")
+
 
 def tiny_llama(folder: Path, family: str = "smollm") -> Path:
     """A random Llama with the tokenizer and chat template of a family, saved."""
@@ -114,7 +116,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     pairs = zip(weights(tmp_path / "whole"), weights(tmp_path / "broken"), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     timeless = [
-        [{k: v for k, v in row.items() if k not in ("tokens_per_s", "memory_mb")} for row in found]
+        [{k: v for k, v in row.items() if k not in TIMED} for row in found]
         for found in (rows(tmp_path / "whole"), rows(tmp_path / "broken"))
     ]
     for whole, broken in zip(*timeless, strict=True):

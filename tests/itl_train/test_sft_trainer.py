@@ -107,7 +107,7 @@ def test_models_that_keep_no_plain_cache_read_everything(llama: Path, tmp_path: 
         )
     )  # fmt: skip
     made = trainer(sliding, ALIKE, tmp_path)
-    assert not made._can_share()
+    assert not made._can_share(made.model)
     loss, _ = loss_and_gradients(made, DialogueTrainer, None)
     expected, _ = loss_and_gradients(made, SFTTrainer, None)
     assert loss == pytest.approx(expected, rel=1e-5)
