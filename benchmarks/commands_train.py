@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import tyro
 
 from benchmarks.commands_play import check_new, check_slice, people_from
-from benchmarks.commands_world import Source
+from benchmarks.commands_world import TaskSource
 from benchmarks.evaluation import Measured
 from benchmarks.quickstart import QuickstartConfig
 from benchmarks.rollouts import Questions
@@ -21,7 +21,7 @@ from itl_agents.hub import check_model
 from itl_env.dialogue import Style
 from itl_env.episode import Episode, read_episodes, write_episodes
 from itl_env.errors import ConfigError
-from itl_env.recall import Mode, RecallTask, max_queries_of
+from itl_env.recall import Mode, max_queries_of
 from itl_train import memory_config, sft_config
 from itl_train.memory_config import MemoryConfig
 from itl_train.sft_config import SFTSettings
@@ -144,6 +144,7 @@ class Eval:
     database: str = ""  # URL or SQLite file of the fact database; the run's own by default
     table: str = ""  # its table of facts; the run's, else people
     key: str = ""  # the column that holds the names; the run's, else name
+    trivia: bool = False  # the database is one of `itl facts trivia`; as in the run
     mode: Literal["", Mode] = ""  # with the database or without; as in the run
     style: Literal["", Style] = ""  # how calls are written; as in the run
     start: int = -1  # index of the first person; -1 for the first that the run did not train on
@@ -207,21 +208,20 @@ def run_eval(config: Eval) -> None:
     url = config.database or run.get("database")
     if not url:
         raise ConfigError(f"{config.model} belongs to no run; name a database with --database.")
-    source = Source(
+    source = TaskSource(
         database=url,
         table=config.table or run.get("table", "people"),
         key=config.key or run.get("key", "name"),
+        style=config.style or run.get("style", "compact"),
+        trivia=config.trivia or run.get("trivia", False),
     )
     mode = config.mode or run.get("mode", "in-tool")
     with source.open() as database:
-        n_trained = run.get("n_people", run.get("n_facts", 0) // len(database.attributes))
+        max_queries = max_queries_of(mode)
+        n_attributes = len(source.task(database, keys=slice(0, 1), max_queries=0).attributes)
+        n_trained = run.get("n_people", run.get("n_facts", 0) // n_attributes)
         first = n_trained if config.start < 0 else config.start
-        task = RecallTask(
-            database,
-            keys=people_from(database, first),
-            style=config.style or run.get("style", "compact"),
-            max_queries=max_queries_of(mode),
-        )
+        task = source.task(database, keys=people_from(database, first), max_queries=max_queries)
         agent = make_agent(config.model, task, config.temperature, config.device)
         total = how_many(task, config.questions, config.n)
         facts = questions(task, config.questions, config.n)

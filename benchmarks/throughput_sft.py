@@ -10,8 +10,6 @@ processes of their own.
 """
 
 import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from benchmarks.study_report import publish, results_folder
 from benchmarks.timing import check_threads, compare, race, say, with_spread
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError
+from itl_train.peak_memory import peak_memory_mb
 
 TARGETS = {"training": 1.2, "asking": 3.0}
 
@@ -122,7 +121,7 @@ def training(load: Load) -> list[dict[str, Any]]:
     for side in sides:
         rows.append(
             compare(
-                rates, side, usual, "tokens/s", equal=True, checked="",
+                rates, side, usual, "tokens/s", equal=None, checked="",
                 target=TARGETS["training"] if side.endswith("float32") else None,
             )
         )  # fmt: skip
@@ -305,8 +304,7 @@ def _train_once(side: str, load: Load) -> float:
 
     quiet_transformers()
     (library_trainer(load, "float32") if side == "library" else usual_trainer(load))()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_memory_mb()
 
 
 def report(results: dict[str, Any]) -> str:
@@ -330,7 +328,8 @@ Model {results["model"]}; {on["cpu"]}, {on["cores"]} cores, {on["torch_threads"]
 |---|---|---:|---:|---:|---:|---|
 {rows}
 
-Peak memory of a process that trains: {memory["library"]:,.0f} MB, the usual way
+The library trains calls, answers and the marks that end them, the usual way every token. Peak
+memory of a process that trains: {memory["library"]:,.0f} MB, the usual way
 {memory["usual"]:,.0f} MB.
 """
 

@@ -28,6 +28,7 @@ from itl_env.connection import SQLITE_CACHE_KIB, make_engine, parse_url
 from itl_env.dialogue import lookup_query
 from itl_env.errors import ITLError
 from itl_env.facts import ATTRIBUTES, Fact
+from itl_train.peak_memory import peak_memory_mb
 
 BATCH = 1024
 STEPS = 2  # of an expert's episode: a query, then the answer
@@ -234,19 +235,10 @@ def bulk(
 
 def generate(n: int, seed: int) -> None:
     """Make people and print as JSON: seconds, and the most memory this process has held, in MB."""
-    import resource  # not there on Windows
-
     began = time.perf_counter()
     deque(people(n, seed, "large"), maxlen=0)
     seconds = time.perf_counter() - began
-    status = Path("/proc/self/status")
-    if status.exists():
-        # On Linux ru_maxrss starts from what the parent held when it started this process.
-        (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        megabytes = int(peak.split()[1]) / 1024
-    else:
-        megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps([seconds, megabytes]))
+    print(json.dumps([seconds, peak_memory_mb()]))
 
 
 def _generate_alone(n: int, seed: int) -> tuple[float, float]:

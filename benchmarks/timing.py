@@ -60,13 +60,14 @@ def compare(
     against: str,
     unit: str,
     *,
-    equal: bool,
+    equal: bool | None,
     checked: str,
     target: float | None = None,
 ) -> dict[str, Any]:
     """One line of a table: the rates of two sides, and their ratio within each round.
 
-    equal: whether both sides were shown to produce the same; `checked` says what was compared.
+    equal: whether both sides were shown to produce the same, None if they do not; `checked` says
+        what was compared.
     target: what the ratio is meant to be at least, if anything was set.
     """
     ratios = [a / b for a, b in zip(rates[what], rates[against], strict=True)]

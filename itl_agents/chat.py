@@ -25,11 +25,13 @@ def protocol(task: RecallTask) -> str:
     """
     if not task.max_queries:
         raise ConfigError("There is no tool to tell of: the task's max_queries is 0.")
+    is_whole = task.phrasings[task.attributes[0]].ask("<name>") == "<name>"
+    where = "the question, word for word" if is_whole else "copied from the question"
     call = task.call("<attribute>", "<name>").strip()
     return (
         "You answer questions with the help of a database. First write only this, and nothing else:"
-        f"\n{call}\nwhere <attribute> is one of {', '.join(task.attributes)}, and <name> is copied "
-        "from the question. You are then told the value. Answer with the value alone."
+        f"\n{call}\nwhere <attribute> is one of {', '.join(task.attributes)}, and <name> is "
+        f"{where}. You are then told the value. Answer with the value alone."
     )
 
 

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from itl_agents.agent import Conversation
 from itl_agents.chat_template import Calls, ChatTokenizer
 from itl_agents.continuation import Memory, Place, Sampling, continue_prompts
+from itl_agents.device_memory import give_back, is_out_of_memory
 from itl_agents.native_calls import read_call
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render_prompt
@@ -104,32 +104,40 @@ class HFAgent:
             [lane for lane in loose if known[lane] is None],
             *([lane] for lane in tight),
         ):
-            for lane, ids in self._in_batches(lanes, write):
+            for lane, ids in self._in_batches(lanes, write, known):
                 completions[lane] = self._completion(ids)
         return completions
 
     def _in_batches(
-        self, lanes: Sequence[int], write: Callable[[Sequence[int]], list[T]]
+        self,
+        lanes: Sequence[int],
+        write: Callable[[Sequence[int]], list[T]],
+        known: list[Place | None],
     ) -> Iterator[tuple[int, T]]:
-        """What `write` gives for each lane, as many at a time as memory allows."""
+        """What `write` gives for each lane, as many at a time as memory allows.
+
+        known: is emptied when memory runs out, for it holds keys and values; all is then read anew.
+        """
         start = 0
         while start < len(lanes):
             batch = lanes[start : start + self.batch_size]
+            written: list[T] | None = None
             try:
                 written = write(batch)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1:
                     raise ITLError(
                         f"{self.name} runs out of memory with a single conversation; take a "
                         "smaller model or dtype, or another device."
                     ) from error
+            if written is None:
                 self.batch_size = len(batch) // 2
+                known[:] = [None] * len(known)
                 if self._memory is not None:
                     self._memory.forget()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                give_back()
                 continue
             yield from zip(batch, written, strict=True)
             start += len(batch)
@@ -170,7 +178,3 @@ class HFAgent:
                 return Completion(lookup_query(*call), ids, "stop", "query")
             return Completion(text, ids, "stop", "answer")
         return Completion(text, ids, "stop", self.chat.kind_of(end))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

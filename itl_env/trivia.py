@@ -32,7 +32,13 @@ class Trivia(NamedTuple):
 
 
 def trivia(question: str, answer: str, aliases: Iterable[str] = ()) -> Trivia:
-    """A question with its answer and what counts as the same."""
+    """A question with its answer and what counts as the same.
+
+    Raises TypeError for what is no text: of a single one, each letter would count as an answer.
+    """
+    aliases = [aliases] if isinstance(aliases, str) else list(aliases)
+    if not all(isinstance(text, str) for text in (question, answer, *aliases)):
+        raise TypeError("question, answer and aliases must be text.")
     others = [alias for alias in dict.fromkeys(aliases) if alias != answer]
     return Trivia(question, answer, json.dumps(others, ensure_ascii=False))
 
@@ -47,7 +53,9 @@ def read_trivia(file: str | Path) -> Iterator[Trivia]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ITLError(f"Cannot read questions from {path}: {error.strerror}.") from None
-    for number, line in enumerate(text.splitlines(), start=1):
+    except UnicodeDecodeError:
+        raise ITLError(f"Cannot read questions from {path}: it is no text in UTF-8.") from None
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -88,6 +88,11 @@ def drop_optimizers(folder: Path, keep: int = 2) -> None:
             (path / _OPTIMIZER).unlink()
 
 
+def has_optimizer(checkpoint: Path) -> bool:
+    """Whether training can go on from it as if it had not been interrupted."""
+    return (checkpoint / _OPTIMIZER).exists()
+
+
 def _seal(partial: Path, final: Path) -> None:
     """Note the digests of a written checkpoint, flush it to disk, and give it its name."""
     (partial / _DIGESTS).write_text(json.dumps(_digests(partial), indent=1) + "\n")

@@ -10,6 +10,7 @@ goes on from its last checkpoint.
 import dataclasses
 import math
 import os
+import shutil
 import time
 import warnings
 import weakref
@@ -22,12 +23,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
 from itl_agents.agent import rollout
 from itl_agents.chat_template import ChatTokenizer
+from itl_agents.device_memory import is_out_of_memory
 from itl_agents.evaluate import measure_recall
 from itl_agents.hub import lasting_name
 from itl_agents.huggingface import HFAgent
@@ -45,6 +48,7 @@ from itl_train.checkpoint import (
     check_finite,
     checkpoints,
     drop_optimizers,
+    has_optimizer,
     keep_last,
     newest,
     what_is_left,
@@ -232,6 +236,11 @@ class SFTRun:
         if self.team.first:
             with self.folder.alone():
                 found = newest(self.folder.checkpoints, self.folder.warn, lambda path: path)
+                if found is not None and not has_optimizer(found):
+                    self.folder.warn(
+                        f"{found} holds no optimizer any more; training goes on with a new one, "
+                        "and comes to other weights than without an interruption."
+                    )
                 self.folder.forget_metrics_after(_step_of(found))
                 self._keep()
         self.team.wait()
@@ -256,6 +265,7 @@ class SFTRun:
             name=f"{self.settings.model} {self.settings.mode}",
             calls=self.settings.calls,
             system=self.settings.system,
+            keep_turns=self.settings.mode == "in-tool",
         )
 
     def evaluate(self, step: int) -> dict[str, Any]:
@@ -285,13 +295,32 @@ class SFTRun:
             while not self.finished:
                 with deferred_interrupt() as self.interrupted:
                     path = self.resumed_from
-                    self.trainer.train(resume_from_checkpoint=None if path is None else str(path))
+                    with self._told():
+                        self.trainer.train(
+                            resume_from_checkpoint=None if path is None else str(path)
+                        )
                 self.resumed_from = checkpoints(self.folder.checkpoints)[-1]
             last = self.last_evaluation
             if last is None or last["step"] != self.step:
                 last = self.evaluate(self.step)
                 self.log(last)
             return last
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in a sentence that memory or the disk is full."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            left = what_is_left(self.folder.checkpoints)
+            if is_out_of_memory(error):
+                raise ITLError(
+                    f"Memory is full after step {self.step}; lower at_once or set "
+                    f"gradient_checkpointing. {left}"
+                ) from error
+            if shutil.disk_usage(self.folder.path).free < 2**20:
+                raise ITLError(f"The disk is full after step {self.step}. {left}") from error
+            raise
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

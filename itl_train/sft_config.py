@@ -63,7 +63,7 @@ class SFTSettings:
     lora_dropout: float = 0.0  # share of its inputs that are dropped in training
     lr: float = 1e-3  # learning rate; 0 for the published one of this model and mode
     batch_size: int = 8  # dialogues a step, of all processes together
-    at_once: int = 8  # dialogues that a process computes at once; their gradients add up
+    at_once: int = 8  # dialogues that a process computes at once, at most; gradients add up
     n_epochs: float = 15.0  # times that each dialogue is seen
     n_steps: int = 0  # optimizer steps, if not those of n_epochs
     warmup: float = 0.05  # share of the steps until the learning rate is full; then it is constant
@@ -124,15 +124,15 @@ class SFTSettings:
     def accumulation(self, n_processes: int) -> tuple[int, int]:
         """(dialogues at once, times that a process computes so many) for one optimizer step.
 
+        As many at once as divide a process's share of the batch, but no more than `at_once`.
         Raises ConfigError if the processes cannot share a batch equally.
         """
         own, rest = divmod(self.batch_size, n_processes)
-        at_once = min(self.at_once, own)
-        if rest or own % at_once:
+        if rest:
             raise ConfigError(
-                f"batch_size {self.batch_size} does not divide by {n_processes} processes of "
-                f"{at_once} dialogues at once."
+                f"batch_size is {self.batch_size}, which {n_processes} processes cannot share."
             )
+        at_once = next(n for n in range(min(self.at_once, own), 0, -1) if own % n == 0)
         return at_once, own // at_once
 
     def is_enough(self, evaluation: Mapping[str, Any] | None) -> bool:

@@ -6,8 +6,6 @@ compiled run, steps that are looked into are not compiled, and equal up to round
 
 import functools
 import math
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from torch import Tensor
 from itl_agents.nanollama import NanoLlama, NanoLlamaConfig
 from itl_env.errors import ConfigError
 from itl_train.batches import Batch
+from itl_train.peak_memory import peak_memory_mb
 from itl_train.watch_config import WatchConfig
 
 PROFILE_AFTER = 3  # steps that warm up
@@ -74,8 +73,7 @@ def memory_mb(device: torch.device | str) -> float:
     """The most memory that this process has held: of the GPU if it trains on one."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return peak_memory_mb()
 
 
 class Probe:

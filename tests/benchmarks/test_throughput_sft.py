@@ -16,10 +16,11 @@ def test_both_ways_are_timed_and_their_memory_measured(run, one_thread, tmp_path
     assert status == 0
     assert (out / "throughput-sft.md").read_text() in said
     results = json.loads((out / "throughput-sft.json").read_text())
-    assert [row["unit"] for row in results["comparisons"]] == ["dialogues/s", "questions/s"]
+    assert [row["unit"] for row in results["comparisons"]] == ["tokens/s", "questions/s"]
     for row in results["comparisons"]:
         assert 0 < row["ratio"] < math.inf
     assert all(megabytes > 100 for megabytes in results["memory_mb"].values())
+    assert [row["equal"] for row in results["comparisons"]] == [None, True]
     assert results["model"] == "llama"
 
 

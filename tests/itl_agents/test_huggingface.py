@@ -348,6 +348,34 @@ def test_what_is_kept_of_a_turn_changes_nothing(
         assert cut == kept[:9], "the generation of transformers writes the same"
 
 
+def test_memory_that_runs_out_in_a_second_turn_changes_nothing(
+    llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def player() -> HFAgent:
+        made = agent(llama, max_new_tokens=10, batch_size=8)
+        made.stop_ids = tuple({*made.stop_ids, *range(0, 602, 5)})
+        made._memory.stop_ids = frozenset(made.stop_ids)
+        return made
+
+    expected = play_two_turns(player(), 7)
+    forward = LlamaForCausalLM.forward
+    failed: list[int] = []
+
+    @functools.wraps(forward)
+    def small(self: LlamaForCausalLM, input_ids: torch.Tensor, **settings: object) -> object:
+        seen = settings.get("attention_mask")
+        if seen is not None and len(input_ids) > 3 and seen.shape[1] > 70:  # in a second turn
+            failed.append(len(input_ids))
+            raise RuntimeError("MPS backend out of memory")
+        return forward(self, input_ids, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", small)
+    short = player()
+    assert play_two_turns(short, 7) == expected
+    assert failed
+    assert short.batch_size <= 3
+
+
 def _until(ids: list[int], stops: tuple[int, ...]) -> int:
     """How many ids come before a stop that is not the template's."""
     return next((i for i, token in enumerate(ids) if token in stops), len(ids))
