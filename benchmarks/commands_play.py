@@ -192,6 +192,7 @@ class Show:
     n: int = 3  # how many to print
     tokenizer: str = ""  # a pretrained model's folder, .gguf file or hub id; NanoLlama's if none
     calls: Literal["text", "native"] = "text"  # as which that model's calls are shown
+    system: str = ""  # a system message before each dialogue; by default what the template has
     color: Literal["auto", "always", "never"] = "auto"
     """Colours, or else [brackets]; auto colours on a terminal unless NO_COLOR is set."""
 
@@ -202,6 +203,8 @@ def run_show(config: Show) -> None:
 
     if config.index < 0 or config.n < 1:
         raise ConfigError("index must not be negative, and n must be at least 1.")
+    if config.system and not config.tokenizer:
+        raise ConfigError("A system message stands in a chat template; name one with --tokenizer.")
     colours = config.color == "always" or (
         config.color == "auto" and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     )
@@ -229,7 +232,10 @@ def _tokenizer(config: Show) -> "DialogueTokenizer":
 
     quiet_transformers()
     return ChatTokenizer(
-        load_tokenizer(config.tokenizer), calls=config.calls, name=config.tokenizer
+        load_tokenizer(config.tokenizer),
+        calls=config.calls,
+        system=config.system,
+        name=config.tokenizer,
     )
 
 

@@ -24,6 +24,7 @@ from itl_env.errors import ConfigError
 from itl_env.recall import Mode, max_queries_of
 from itl_train import memory_config, sft_config
 from itl_train.memory_config import MemoryConfig
+from itl_train.run_folder import EVALUATIONS, TABLE
 from itl_train.sft_config import SFTSettings
 from itl_train.watch_config import WatchConfig
 
@@ -242,7 +243,7 @@ def run_eval(config: Eval) -> None:
 
 def run_evaluation(config: Eval) -> None:
     """Measure what is left of a fine-tuning run, and print the table."""
-    from benchmarks.evaluation import EVALUATIONS, RunEvaluation, summary
+    from benchmarks.evaluation import RunEvaluation, summary
     from benchmarks.progress import track
     from benchmarks.rollouts import quiet_transformers
     from benchmarks.timing import say
@@ -255,7 +256,7 @@ def run_evaluation(config: Eval) -> None:
         folder, _part(config, Measured), device=config.device, say=say, track=track
     )
     print(summary(evaluation.run(chosen)))
-    print(f"the table is in {folder / EVALUATIONS / 'table.csv'}")
+    print(f"the table is in {folder / EVALUATIONS / TABLE}")
 
 
 def _last_words(episode: Episode) -> str:

@@ -25,7 +25,7 @@ from benchmarks.statistics import (
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import read_json, write_text
-from itl_train.run_folder import CONFIG, read_yaml
+from itl_train.run_folder import CONFIG, EVALUATIONS, TABLE, read_yaml
 from itl_train.sft_config import SFTSettings
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from benchmarks.drift import Answer
     from itl_agents.pretrained import Pretrained
 
-EVALUATIONS = "evaluations"
-TABLE = "table.csv"
 BASE = "base"
 PARTS = ("recall", "hellaswag", "drift")
 ASKED_OF = (

@@ -27,11 +27,6 @@ class HellaSwag:
     acc: list[int]
     acc_norm: list[int]
 
-    @property
-    def n_items(self) -> int:
-        """How many items there are."""
-        return len(self.acc)
-
 
 def hellaswag(
     model: PreTrainedModel,

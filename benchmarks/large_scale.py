@@ -9,6 +9,7 @@ has drifted from its base (arXiv 2508.20755, section 6).
 
 import gc
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.cells import World
-from benchmarks.evaluation import EVALUATIONS, TABLE, Measured, RunEvaluation
+from benchmarks.evaluation import Measured, RunEvaluation
 from benchmarks.machine import cpu_name
 from benchmarks.reference import LARGE_SCALE, RECALL
 from benchmarks.statistics import Z, clustered_mean, interval
@@ -28,6 +29,7 @@ from itl_env.facts import ATTRIBUTES
 from itl_env.files import write_text
 from itl_env.recall import Mode
 from itl_train.rows import columns
+from itl_train.run_folder import EVALUATIONS, TABLE, RunFolder
 from itl_train.sft_config import RECIPES, SFTSettings
 from itl_train.sweep import Cell, Row, digest
 
@@ -59,8 +61,13 @@ class Plan:
 
 
 def _paper() -> dict[str, tuple[Job, ...]]:
-    """The grid of the paper: six models, five numbers of facts to know, one to look up."""
-    published = RECIPES["published"]
+    """The grid of the paper: six models, five numbers of facts to know, one to look up.
+
+    All runs see a fact 30 times, or 15 to look facts up, in batches of 128; of the published ones
+    some saw it up to 42 times or in batches of 256, which was not told run by run.
+    """
+    # An 8B model's checkpoint takes 16 GB.
+    published = {**RECIPES["published"], "keep_checkpoints": 5}
     jobs = {}
     for model in ("smollm-135m", "smollm-360m", "smollm-1.7b", "llama-1b", "llama-3b", "llama-8b"):
         tool = {**published, "n_epochs": 15.0}
@@ -96,7 +103,7 @@ PRESETS = {
             Job("in-weight", 500, KNOW),
             # Is it looking up, or the adapter, that leaves a model as it was?
             Job("in-tool", 1_000, {**LOOK_UP, **ALL_WEIGHTS}),
-            Job("in-weight", 1_000, KNOW),
+            Job("in-weight", 2_000, KNOW),
         )},
         Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=50),
         Measured(n_seen=100, n_unseen=100, hellaswag=100, drift=20),
@@ -243,8 +250,6 @@ def checkpoint_table(cells: Sequence[Cell], out: Path) -> "pd.DataFrame":
     """Every measured checkpoint of the cells: of runs here, or of the library's own results."""
     import pandas as pd
 
-    from itl_train.run_folder import RunFolder
-
     shipped = RESULTS / "large-scale" / CHECKPOINTS
     known = pd.read_csv(shipped) if shipped.exists() else pd.DataFrame({"cell": []})
     parts = []
@@ -275,7 +280,7 @@ def report(result: Mapping[str, Any]) -> str:
     head = (
         "model", "mode", "trained", "facts", "steps", "minutes", "recall, trained on",
         "recall, unseen", "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}",
-        "published: HellaSwag / TV / steps",
+        "asked every", "published: HellaSwag / TV / steps",
     )  # fmt: skip
     bases = {(row["model"], row["mode"]): row for row in reversed(rows)}
     lines = [_base_line(row) for _, row in sorted(bases.items())] + [_line(row) for row in rows]
@@ -290,7 +295,8 @@ Figures are of the last checkpoint; minutes are of training alone. Recall is ask
 environment: an in-tool model's own query is run against the database. Unseen facts are of people
 that this run was not trained on; in-weight models cannot know them. A run ends once it recalls
 {RECALL} of up to 100 facts that it was trained on, or after its steps; these are among those that
-are asked for at the end. Brackets are 95% intervals: recall Wilson's, clustered by person;
+are asked for at the end. Steps to {RECALL} are those of the first such evaluation; they come as many
+steps apart as the column after it says. Brackets are 95% intervals: recall Wilson's, clustered by person;
 HellaSwag relative to the base's paired over the same {measured["hellaswag"]:,} items; TV and KL
 clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats, at each
 token of what the base answers to {measured["drift"]} general prompts (at most
@@ -354,8 +360,15 @@ def _line(row: Row) -> tuple[str, ...]:
         row["model"], row["mode"], row["trained"], f"{row['n_facts']:,.0f}",
         f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f}", _share(row, "seen"),
         _share(row, "unseen"), _hellaswag(row, ""), _relative(row), _with_interval(row, "tv"),
-        _with_interval(row, "kl"), number(row.get("steps_to_recall")), _published(row),
+        _with_interval(row, "kl"), number(row.get("steps_to_recall")),
+        f"{evaluated_every(row):,}", _published(row),
     )  # fmt: skip
+
+
+def evaluated_every(row: Row) -> int:
+    """Steps from one evaluation in training to the next, of which one has to show the recall."""
+    batch_size = row.get("sft_batch_size", SFTSettings.batch_size)
+    return max(1, math.ceil(row["sft_evaluate_every"] * row["n_facts"] / batch_size))
 
 
 def _base_line(row: Row) -> tuple[str, ...]:
@@ -363,7 +376,7 @@ def _base_line(row: Row) -> tuple[str, ...]:
     recalls = (_share(row, f"base_{who}") for who in ("seen", "unseen"))
     return (
         row["model"], row["mode"], "nothing", "-", "0", "-", *recalls, _hellaswag(row, "base_"),
-        *"-----",
+        *"------",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 
 from itl_env.dialogue import Message, Role
 from itl_env.episode import Completion, Episode
+from itl_env.errors import ITLError
 
 IGNORED = -100
 """The label of a token that is not trained (the value PyTorch's cross-entropy skips)."""
@@ -75,10 +76,10 @@ class Rendered(NamedTuple):
 
 
 def render(episode: Episode, tokenizer: DialogueTokenizer) -> Rendered:
-    """The whole episode; raises ValueError if nothing in it is trained."""
+    """The whole episode; raises ITLError if nothing in it is trained."""
     rendered = render_messages(episode.messages, tokenizer, episode.completions)
     if rendered.labels.count(IGNORED) == len(rendered.labels):
-        raise ValueError(f"Episode {episode.index} holds no assistant turn to train on.")
+        raise ITLError(f"Episode {episode.index} holds no assistant turn to train on.")
     return rendered
 
 

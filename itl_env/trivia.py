@@ -34,7 +34,7 @@ class Trivia(NamedTuple):
 def trivia(question: str, answer: str, aliases: Iterable[str] = ()) -> Trivia:
     """A question with its answer and what counts as the same.
 
-    Raises TypeError for what is no text: of a single one, each letter would count as an answer.
+    A text instead of several is one alias. Raises TypeError for what is no text.
     """
     aliases = [aliases] if isinstance(aliases, str) else list(aliases)
     if not all(isinstance(text, str) for text in (question, answer, *aliases)):

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from itl_agents.chat_template import ChatTokenizer
 from itl_agents.render import DialogueTokenizer, Rendered, render
 from itl_env.episode import Episode
+from itl_env.errors import ITLError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,8 +31,8 @@ def episodes_to_dataset(
     tokenizer: of the model that is trained, with a chat template.
     settings: of `ChatTokenizer`, such as calls="native".
 
-    Raises ValueError for an episode in which nothing is trained, which TRL would drop in silence,
-    ConfigError if the template cannot show the episodes, and ValueError if there are none.
+    Raises ITLError for an episode in which nothing is trained, which TRL would drop in silence, and
+    if there are no episodes, and ConfigError if the template cannot show them.
     """
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = ChatTokenizer(tokenizer, **{"name": str(tokenizer.name_or_path), **settings})
@@ -44,7 +45,7 @@ def rendered_to_dataset(rendered: Iterable[Rendered]) -> "Dataset":
 
     rows = list(rendered)
     if not rows:
-        raise ValueError("There are no episodes to train on.")
+        raise ITLError("There are no episodes to train on.")
     return Dataset.from_dict(
         {name: [getattr(row, name) for row in rows] for name in Rendered._fields},
         features=Features({name: Sequence(Value("int64")) for name in Rendered._fields}),

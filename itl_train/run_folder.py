@@ -17,7 +17,9 @@ from itl_env.episode import package_versions
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
 
-CONFIG = "config.yaml"  # of a run: its settings
+CONFIG = "config.yaml"
+EVALUATIONS = "evaluations"  # what `itl eval --every` has measured
+TABLE = "table.csv"  # a line for each checkpoint, in that folder  # of a run: its settings
 FAILURE = "failure.txt"  # beside or above a run: why the job that trained it failed
 
 

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import write_text
-from itl_train.run_folder import CONFIG, FAILURE, RunFolder, first_entry, read_yaml
+from itl_train.run_folder import (
+    CONFIG,
+    EVALUATIONS,
+    FAILURE,
+    TABLE,
+    RunFolder,
+    first_entry,
+    read_yaml,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,8 +55,9 @@ def claim(path: Path, maker: str) -> None:
 def load_runs(folder: str | Path) -> "pd.DataFrame":
     """One row for each run in a folder, however deep, or an empty table.
 
-    Columns are `run`, its place in the folder, its settings, and the newest value of each of its
-    metrics, unless a setting has the same name. Raises ConfigError if there is no such folder.
+    Columns are `run`, its place in the folder, its settings, the newest value of each of its
+    metrics, and what `itl eval --every` has measured of its last checkpoint, unless a setting has
+    the same name. Raises ConfigError if there is no such folder.
     """
     import pandas as pd
 
@@ -66,5 +75,8 @@ def load_runs(folder: str | Path) -> "pd.DataFrame":
         newest: dict[str, Any] = {}
         for row in RunFolder(file.parent).rows():
             newest |= row
+        if (table := file.parent / EVALUATIONS / TABLE).exists():
+            measured = pd.read_csv(table).iloc[-1].dropna().to_dict()
+            newest |= {name: value for name, value in measured.items() if name not in newest}
         rows.append({"run": str(file.parent.relative_to(folder)), **newest, **settings})
     return pd.DataFrame(rows)

@@ -11,6 +11,7 @@ import yaml
 from benchmarks.cli import main
 from itl_agents.nanollama import NanoLlama, NanoLlamaConfig, save_model
 from itl_env import FactDatabase, read_episodes
+from itl_env.trivia import SAMPLE, read_trivia
 
 from ..itl_train.test_sft import tiny_llama
 from .command_line import TINY, sentence
@@ -213,3 +214,20 @@ def test_a_pretrained_model_is_fine_tuned_and_asked(run, world: str, tmp_path: P
     assert (status, "No learning rate was published" in sentence(err)) == (2, True)
     status, _, err = run(*command[:-1], tmp_path / "x", "--n-facts", "3")
     assert (status, "no whole number of people" in sentence(err)) == (2, True)
+
+
+def test_a_run_on_trivia_is_asked_trivia(run, tmp_path: Path) -> None:
+    database, out = f"sqlite:///{tmp_path / 'trivia.db'}", tmp_path / "run"
+    assert run("facts", "trivia", "--database", database)[0] == 0
+    assert run(
+        "train", "sft", "--trivia", "--database", database, "--model",
+        tiny_llama(tmp_path / "llama"), "--n-facts", "8", "--n-unseen", "4", "--n-steps", "1",
+        "--n-evaluate", "2", "--out", out,
+    )[0] == 0  # fmt: skip
+    episodes = tmp_path / "said.jsonl"
+    status, said, _ = run("eval", out, "--n", "4", "--out", episodes)
+    assert status == 0
+    assert "people from index 8" in said
+    asked = [episode.fact for episode in read_episodes(episodes)]
+    assert [fact.attribute for fact in asked] == ["answer"] * 4
+    assert asked[0].name == [each.question for each in read_trivia(SAMPLE)][8]

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.evaluation import Measured, RunEvaluation
 from itl_env.errors import ConfigError
 from itl_train.checkpoint import checkpoints
+from itl_train.runs import load_runs
 from itl_train.sft import train_sft
 
 from ..itl_train.test_sft import small, tiny_llama
@@ -93,6 +94,39 @@ def test_other_settings_are_measured_anew(trained: Path, items: Path) -> None:
         assert table["seen_asked"].tolist() == [n, n]
         assert "unseen_asked" not in table
         assert "hellaswag_acc" not in table
+
+
+def test_drift_may_be_measured_over_more_prompts_or_longer_answers(trained: Path) -> None:
+    last = checkpoints(trained / "checkpoints")[-1:]
+    found = []
+    for n, tokens in ((2, 6), (3, 6), (2, 4), (2, 6)):
+        measured = Measured(n_seen=0, n_unseen=0, drift=n, drift_tokens=tokens)
+        found.append(RunEvaluation(trained, measured).run(last)["drift_n_tokens"].iloc[-1])
+    assert found[1] > found[0] > found[2]
+    assert found[3] == found[0]
+
+
+def test_a_runs_table_holds_what_was_measured_of_it(trained: Path) -> None:
+    RunEvaluation(trained, Measured(n_seen=3, n_unseen=0)).run()
+    (row,) = load_runs(trained.parent).to_dict("records")
+    assert (row["run"], row["checkpoint"], row["lr"]) == ("run", "step-0000060", 5e-3)
+    assert row["seen_recall"] == 1.0
+
+
+def test_lines_of_other_checkpoints_stay_in_the_table(trained: Path) -> None:
+    measured = Measured(n_seen=2, n_unseen=0)
+    whole = RunEvaluation(trained, measured).run()
+    evaluation = RunEvaluation(trained, dataclasses.replace(measured, n_seen=4))
+    assert evaluation.run(evaluation.checkpoints()[-1:])["seen_asked"].tolist() == [4, 4]
+    table = pd.read_csv(trained / "evaluations" / "table.csv")
+    assert table["checkpoint"].tolist() == whole["checkpoint"].tolist()
+    assert table["seen_asked"].tolist() == [4, 2, 4]
+
+
+def test_what_the_base_is_not_asked_cannot_be_compared(trained: Path, items: Path) -> None:
+    fewer = Measured(hellaswag=2, hellaswag_file=str(items))
+    with pytest.raises(ConfigError, match="over 3 items of HellaSwag: it is asked 2"):
+        RunEvaluation(trained, fewer, between=dataclasses.replace(fewer, hellaswag=3))
 
 
 def test_checkpoints_in_between_may_be_measured_with_less(

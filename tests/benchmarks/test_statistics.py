@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from benchmarks.statistics import (
+    clustered_mean,
     clustered_wilson,
     paired_difference,
     paired_ratio,
@@ -99,3 +100,14 @@ def test_the_interval_of_a_paired_ratio_covers() -> None:
 
 def test_a_standard_error_is_that_of_a_share() -> None:
     assert standard_error(25, 100) == pytest.approx(np.sqrt(0.25 * 0.75 / 100))
+
+
+def test_the_error_of_a_clustered_mean_is_that_of_drawing_clusters_anew() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 30, size=400)
+    sums = np.array([n * rng.normal(1.0, 0.5) for n in sizes])
+    mean, error = clustered_mean(sums.tolist(), sizes.tolist())
+    assert mean == pytest.approx(sums.sum() / sizes.sum())
+    drawn = rng.integers(0, 400, size=(4_000, 400))
+    assert error == pytest.approx((sums[drawn].sum(1) / sizes[drawn].sum(1)).std(), rel=0.05)
+    assert math.isnan(clustered_mean([2.0], [3])[1])

@@ -13,6 +13,7 @@ from itl_agents.render import IGNORED, coloured, render, render_messages, render
 from itl_env import FactDatabase, RecallTask
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
+from itl_env.errors import ITLError
 
 TOKENIZER = ByteTokenizer()
 DIALOGUE = (
@@ -99,7 +100,7 @@ def test_an_episode_without_an_assistant_turn_is_refused(world: str) -> None:
     assert render(episode, TOKENIZER).labels[-1] == TOKENIZER.end_id
     from dataclasses import replace
 
-    with pytest.raises(ValueError, match="no assistant turn"):
+    with pytest.raises(ITLError, match="no assistant turn"):
         render(replace(episode, messages=episode.messages[:1], completions=()), TOKENIZER)
 
 

@@ -119,6 +119,14 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -
         next(hub_trivia())
 
 
+def test_one_alias_may_stand_alone_and_any_character_in_a_question(tmp_path: Path) -> None:
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"question": "Where\u2028is it?", "answer": "USA", "aliases": "America"}\n')
+    (found,) = read_trivia(file)
+    assert found == trivia("Where\u2028is it?", "USA", ["America"])
+    assert json.loads(found.aliases) == ["America"]
+
+
 def test_what_is_no_trivia_is_refused(tmp_path: Path, quiz: str) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "Q?", "answer": "A"}\n\n{"question": "Q?"}\n')
@@ -126,6 +134,12 @@ def test_what_is_no_trivia_is_refused(tmp_path: Path, quiz: str) -> None:
         list(read_trivia(bad))
     with pytest.raises(ITLError, match="Cannot read questions"):
         list(read_trivia(tmp_path / "none.jsonl"))
+    bad.write_text('{"question": "Q?", "answer": 6}')
+    with pytest.raises(ITLError, match=r"bad.jsonl, line 1 is no question"):
+        list(read_trivia(bad))
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(ITLError, match="it is no text in UTF-8"):
+        list(read_trivia(bad))
     with pytest.raises(ConfigError, match="aliases is the trivia task's own"):
         trivia_task(quiz, aliases="x")
     url = f"sqlite:///{tmp_path / 'odd.db'}"
