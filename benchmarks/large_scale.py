@@ -295,11 +295,11 @@ Figures are of the last checkpoint; minutes are of training alone. Recall is ask
 environment: an in-tool model's own query is run against the database. Unseen facts are of people
 that this run was not trained on; in-weight models cannot know them. A run ends once it recalls
 {RECALL} of up to 100 facts that it was trained on, or after its steps; these are among those that
-are asked for at the end. Steps to {RECALL} are those of the first such evaluation; they come as many
-steps apart as the column after it says. Brackets are 95% intervals: recall Wilson's, clustered by person;
-HellaSwag relative to the base's paired over the same {measured["hellaswag"]:,} items; TV and KL
-clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats, at each
-token of what the base answers to {measured["drift"]} general prompts (at most
+are asked for at the end. Steps to {RECALL} are those of the first such evaluation; they come as
+many steps apart as the column after it says. Brackets are 95% intervals: recall Wilson's, clustered
+by person; HellaSwag relative to the base's paired over the same {measured["hellaswag"]:,} items; TV
+and KL clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats,
+at each token of what the base answers to {measured["drift"]} general prompts (at most
 {measured["drift_tokens"]} tokens each). No interval is corrected for the number of them, and none
 holds what another seed would change.
 
