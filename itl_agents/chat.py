@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -157,7 +157,7 @@ class ChatAgent:
                 f"{_said(error)}"
             ) from error
         except openai.BadRequestError as error:
-            if any(word in str(error).lower() for word in ("context", "too long", "max_tokens")):
+            if any(word in _said(error).lower() for word in ("context", "too long", "max_tokens")):
                 return Completion("", None, "error")  # this conversation is too long for it
             raise ConfigError(
                 f"The server at {self.url} does not take the request: {_said(error)}"
@@ -228,5 +228,11 @@ def _called(function: Any) -> Completion:
 
 
 def _said(error: Exception) -> str:
+    """What the server said of an error, in a line."""
     text = str(error).strip()
+    body = getattr(error, "body", None)
+    if isinstance(body, Mapping):  # of some servers the client passes on the status only
+        body = body.get("message") or body.get("detail") or body.get("error")
+    if isinstance(body, str) and body not in text:
+        text += f" - {body}"
     return (text.splitlines()[0] if text else type(error).__name__).rstrip(".") + "."

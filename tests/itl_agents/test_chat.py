@@ -20,6 +20,7 @@ from itl_agents.huggingface import HFAgent
 from itl_env import FactDatabase, RecallTask
 from itl_env.dialogue import Message
 from itl_env.errors import ConfigError
+from itl_env.trivia import SAMPLE, create_trivia, read_trivia, trivia_task
 
 from ..itl_train.test_sft import tiny_llama
 from .test_huggingface import talks
@@ -155,12 +156,6 @@ def test_a_server_that_is_not_there_is_told(model: Path) -> None:
         nobody.respond(talks("Who?"))
 
 
-def test_a_server_that_takes_too_long_is_told(server: Server, model: Path) -> None:
-    hasty = agent(server, model, timeout=1e-3)
-    with pytest.raises(ServerFailure, match=r"took longer than 0\.001 s|cannot be reached"):
-        hasty.respond(talks("Who?"))
-
-
 DIALOGUE = (
     Message("user", "When was Ann Lee born?"),
     Message("assistant", "FIND birth_date FOR Ann Lee"),
@@ -200,5 +195,12 @@ def test_the_protocol_names_the_attributes(world: str) -> None:
     text = protocol(RecallTask(FactDatabase(world)))
     assert "FIND <attribute> FOR <name>" in text
     assert "birth_date, birth_place, current_address, occupation" in text
+    assert "<name> is copied from the question" in text
     with pytest.raises(ConfigError, match="no tool"):
         protocol(RecallTask(FactDatabase(world), max_queries=0))
+
+
+def test_the_protocol_of_trivia_takes_the_whole_question(tmp_path: Path) -> None:
+    database = f"sqlite:///{tmp_path / 'trivia.db'}"
+    create_trivia(database, read_trivia(SAMPLE))
+    assert "<name> is the question, word for word" in protocol(trivia_task(database))
