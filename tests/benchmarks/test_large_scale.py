@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 
 from benchmarks import large_scale as module
 from benchmarks import studies
-from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, claim, losses_at
+from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, losses_at
 from benchmarks.large_scale_plots import facts_figure, steps_figure
+from benchmarks.large_scale_report import claim
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
 from itl_env.errors import ITLError
 from itl_train.sft_config import SFTSettings
