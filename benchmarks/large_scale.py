@@ -97,8 +97,11 @@ PRESETS = {
             Job("in-tool", 1_000, LOOK_UP),
             Job("in-weight", 100, KNOW),
             Job("in-weight", 500, KNOW),
-            # Is it looking up, or the adapter, that leaves a model as it was?
+            # Is it looking up that leaves a model as it was, or an adapter, or a low rate?
             Job("in-tool", 1_000, {**LOOK_UP, **ALL_WEIGHTS}),
+            Job("in-tool", 1_000,
+                {**LOOK_UP, **ALL_WEIGHTS, "lr": 1e-4, "n_steps": 240, "stop_at": RECALL,
+                 "checkpoint_every": 0.32}),
             Job("in-weight", 2_000, KNOW),
         )},
         Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=50),
@@ -150,7 +153,8 @@ def large_scale(config: LargeScaleConfig, say: Callable[[str], None] = print) ->
         for model, jobs in plan.jobs.items()
         for job in jobs
     ]
-    rows = study.run(cells)
+    how = {each.name: trained(each.settings["sft"]) for each in cells}
+    rows = [{**row, "trained": how[row["cell"]]} for row in study.run(cells)]
     every = checkpoint_table(cells, config.out)
     write_text(config.out / CHECKPOINTS, every.to_csv(index=False))
     facts_figure(rows, config.out / "facts.png")
@@ -216,7 +220,6 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         **last.drop("checkpoint").to_dict(),
         **{f"base_{name}": base[name] for name in _figures(base.index)},
         "model": settings["label"],
-        "trained": trained(settings["sft"]),
         "parameters": n_parameters,
         "seed": settings["sft"]["seed"],
         "steps_to_recall": steps,
@@ -228,9 +231,10 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
 
 
 def trained(sft: Mapping[str, Any]) -> str:
-    """Which weights a run trains, in words."""
-    rank = SFTSettings(database="", **sft).lora_rank
-    return f"rank {rank}" if rank else "all weights"
+    """Which weights a run trains, and at which rate, in words."""
+    settings = SFTSettings(database="", **sft)
+    which = f"rank {settings.lora_rank}" if settings.lora_rank else "all weights"
+    return f"{which} at {settings.rate:g}"
 
 
 def _figures(names: Sequence[str]) -> list[str]:

@@ -40,7 +40,7 @@ def facts_figure(rows: Rows, path: Path) -> Figure:
             style = {
                 "color": colour, "marker": MARKS[mode], "ls": LINES[mode], "capsize": 3,
                 "label": f"{model}, {mode}, {trained}",
-                "mfc": colour if trained == "all weights" else "white",
+                "mfc": colour if trained.startswith("all weights") else "white",
             }  # fmt: skip
             _points(hellaswag, own, "n_facts", "hellaswag_acc", style)
             _points(relative, own, "n_facts", "hellaswag_acc_relative", style)
