@@ -95,14 +95,12 @@ PRESETS = {
     "laptop": Plan(
         {"": (
             Job("in-tool", 1_000, LOOK_UP),
-            Job("in-weight", 100, KNOW),
-            Job("in-weight", 500, KNOW),
             # Is it looking up that leaves a model as it was, or an adapter, or a low rate?
             Job("in-tool", 1_000, {**LOOK_UP, **ALL_WEIGHTS}),
             Job("in-tool", 1_000,
                 {**LOOK_UP, **ALL_WEIGHTS, "lr": 1e-4, "n_steps": 240, "stop_at": RECALL,
                  "checkpoint_every": 0.32}),
-            Job("in-weight", 2_000, KNOW),
+            *(Job("in-weight", n, KNOW) for n in (100, 500, 2_000)),
         )},
         Measured(n_seen=300, n_unseen=400, hellaswag=1_000, drift=50),
         Measured(n_seen=100, n_unseen=100, hellaswag=100, drift=20),
