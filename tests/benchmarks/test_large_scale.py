@@ -12,9 +12,11 @@ from benchmarks import large_scale as module
 from benchmarks import studies
 from benchmarks.large_scale import PRESETS, LargeScaleConfig, cell, losses_at
 from benchmarks.large_scale_plots import facts_figure, steps_figure
-from benchmarks.large_scale_report import claim
+from benchmarks.large_scale_report import claim, report
+from benchmarks.studies import RESULTS
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
 from itl_env.errors import ITLError
+from itl_train.rows import read_rows
 from itl_train.sft_config import SFTSettings
 
 from .test_hellaswag import ITEMS
@@ -215,3 +217,18 @@ def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
     assert series(hellaswag)[label] == [(0, 0.4), (5, 0.3)]
     assert series(drift)[label] == [(0, 0.0), (5, 0.2)]
     assert series(loss) == {label: [(1.5, 0.6)]}
+
+
+PUBLISHED = [folder for folder in [RESULTS / "large-scale"] if (folder / "report.md").exists()]
+
+
+@pytest.mark.parametrize("folder", PUBLISHED)
+def test_the_report_in_the_repository_follows_from_the_rows_beside_it(folder: Path) -> None:
+    whole = json.loads((folder / "study.json").read_text())
+    assert (folder / "report.md").read_text().startswith(report(whole))
+    there = read_rows(folder / "runs.csv")
+    assert list(there) == [row["cell"] for row in whole["rows"]]
+    for row in whole["rows"]:
+        assert {name: row[name] for name in there[row["cell"]]} == pytest.approx(
+            there[row["cell"]], nan_ok=True
+        )
