@@ -224,7 +224,11 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "training_seconds": sum(row.get("seconds", 0.0) for row in metrics),
         "loss": losses[-1] if losses else None,
         "cpu": cpu_name(),
-        **{f"sft_{name}": value for name, value in columns(settings["sft"]).items()},
+        **{
+            f"sft_{name}": value
+            for name, value in columns(settings["sft"]).items()
+            if name != "model"
+        },
     }
 
 
