@@ -21,6 +21,8 @@ from itl_agents.render import IGNORED
 class DialogueTrainer(SFTTrainer):
     """`SFTTrainer` for rows of `input_ids` and `labels` that often begin alike."""
 
+    _shares: bool | None = None  # whether openings are read once, found out at the first step
+
     def compute_loss(
         self,
         model: Any,
@@ -30,7 +32,9 @@ class DialogueTrainer(SFTTrainer):
     ) -> Any:
         """The mean negative log-likelihood of the labels, in nats; see `SFTTrainer`."""
         bare = self.accelerator.unwrap_model(model)
-        if self._can_share(bare):
+        if self._shares is None:
+            self._shares = self._can_share(bare)
+        if self._shares:
             # Not through the wrapper, in which processes would wait for others that share nothing.
             inputs = after_opening(bare, inputs)
         on_cpu = inputs["input_ids"].device.type == "cpu"
