@@ -236,7 +236,7 @@ class RunEvaluation:
     def _measure_recall(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:
         from itl_agents.agent import rollout
         from itl_agents.evaluate import RecallCount
-        from itl_train.sft import Questions
+        from itl_train.sft_questions import Questions
 
         questions = Questions.open(self.settings)
         agent = self._agent(loaded, keep_turns=self.settings.mode == "in-tool")

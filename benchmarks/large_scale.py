@@ -54,6 +54,7 @@ class Plan:
     between: Measured  # of the checkpoints in between
     n_unseen: int  # facts that no run trains on
     common: Mapping[str, Any] = field(default_factory=dict)  # settings of all runs
+    chosen: str = ""  # how the settings were come by, for the report
 
 
 def _paper() -> dict[str, tuple[Job, ...]]:
@@ -83,6 +84,10 @@ KNOW = {
     "checkpoint_every": 6.0,
 }  # fmt: skip
 LOOK_UP = {"n_steps": 60, "evaluate_every": 0.08, "checkpoint_every": 0.16}  # of 125 steps an epoch
+CHOSEN = """\
+Rate and batch of the in-weight runs were chosen among six short runs with 100 facts of another
+world (seed 1). In-tool, 60 steps were set after 40 had led to 95 of 100 unseen facts with an
+adapter, in the world that is reported here; the 400 of the table had not been asked."""
 PRESETS = {
     "smoke": Plan(
         {"": (Job("in-weight", 4, {"n_steps": 40, "lora_rank": 0, "lr": 5e-3}),
@@ -106,6 +111,7 @@ PRESETS = {
         Measured(n_seen=100, n_unseen=100, hellaswag=100, drift=20),
         n_unseen=400,
         common={"dtype": "bfloat16", "evaluate_every": 2.0},
+        chosen=CHOSEN,
     ),
     "paper": Plan(
         _paper(),
@@ -157,7 +163,12 @@ def large_scale(config: LargeScaleConfig, say: Callable[[str], None] = print) ->
     write_text(config.out / CHECKPOINTS, every.to_csv(index=False))
     facts_figure(rows, config.out / "facts.png")
     steps_figure(every, config.out / "steps.png")
-    result = {"rows": rows, "measured": asdict(plan.measured), "between": asdict(plan.between)}
+    result = {
+        "rows": rows,
+        "measured": asdict(plan.measured),
+        "between": asdict(plan.between),
+        "chosen": plan.chosen,
+    }
     shared = {f"sft_{name}": value for name, value in columns(plan.common).items()}
     return finish(study, result, report(result), say, model=shared)
 

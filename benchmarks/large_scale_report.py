@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from benchmarks.reference import LARGE_SCALE, RECALL
@@ -41,7 +41,7 @@ by person; HellaSwag relative to the base's paired over the same {measured["hell
 and KL clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats,
 at each token of what the base answers to {measured["drift"]} general prompts (at most
 {measured["drift_tokens"]} tokens each). No interval is corrected for the number of them, and none
-holds what another seed would change.
+holds what another seed would change. {result["chosen"]}
 
 {claim(rows)}
 
@@ -66,19 +66,31 @@ def claim(rows: Sequence[Row]) -> str:
             f"[{low:+.1f}, {high:+.1f}]{drift}."
         )
     for model in dict.fromkeys(row["model"] for row in rows):
+        compared = [r for r in rows if r["model"] == model and "drift_by_answer" in r]
         known = sorted(
-            (r for r in rows if (r["model"], r["mode"]) == (model, "in-weight")),
-            key=lambda r: r["n_facts"],
+            (row for row in compared if row["mode"] == "in-weight"), key=lambda r: r["n_facts"]
         )
-        for fewer, more in pairwise(row for row in known if "drift_by_answer" in row):
-            difference, error = paired_drift(fewer, more)
-            low, high = difference - Z * error, difference + Z * error
-            grows = "grows" if low > 0 else "falls" if high < 0 else "does not clearly change"
+        for fewer, more in pairwise(known):
             said.append(
                 f"- {model}: from {fewer['n_facts']:,.0f} to {more['n_facts']:,.0f} facts known, "
-                f"TV {grows}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] over the same answers."
+                f"TV {_change(fewer, more, 'grows', 'falls', 'does not clearly change')}."
             )
+        for looked_up, knows in product(compared, known):
+            if (looked_up["mode"], looked_up["trained"]) == ("in-tool", knows["trained"]):
+                said.append(
+                    f"- {model}, {knows['trained']}: of the model that knows "
+                    f"{knows['n_facts']:,.0f} facts, beside the one that looks up, TV "
+                    f"{_change(looked_up, knows, 'is more', 'is less', 'is not clearly other')}."
+                )
     return "\n".join(said) or "Nothing was measured from which the paper's claim could be judged."
+
+
+def _change(one: Row, other: Row, more: str, less: str, neither: str) -> str:
+    """How the other's TV differs, in words and figures."""
+    difference, error = paired_drift(one, other)
+    low, high = difference - Z * error, difference + Z * error
+    word = more if low > 0 else less if high < 0 else neither
+    return f"{word}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] over the same answers"
 
 
 def paired_drift(one: Row, other: Row) -> tuple[float, float]:

@@ -71,6 +71,8 @@ def quiet_transformers() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
+    # What its next version will rename, which is no concern of who runs a command.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 def is_nanollama(checkpoint: Path) -> bool:

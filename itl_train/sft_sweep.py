@@ -15,6 +15,7 @@ from typing import Any
 from itl_train.rows import RUNS, columns, write_rows
 from itl_train.runs import claim
 from itl_train.sft_config import SFTSettings
+from itl_train.sft_questions import Questions
 from itl_train.sweep import (
     Cell,
     Launcher,
@@ -57,8 +58,6 @@ def sweep_sft(
     ConfigError if a database holds too few facts or the folder holds something else, and what
     `sweep` raises.
     """
-    from itl_train.sft import Questions
-
     one_process(launcher)
     every = [SFTSettings(**cell.settings) for cell in cells]
     for settings in every:

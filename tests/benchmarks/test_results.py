@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import ensembles, quickstart, quickstart_seeds, scaling, throughput
+from benchmarks import (
+    ensembles,
+    quickstart,
+    quickstart_seeds,
+    scaling,
+    throughput,
+    throughput_sft,
+)
 from benchmarks.studies import RESULTS
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
@@ -23,6 +30,7 @@ def figures(name: str) -> dict[str, Any]:
     ("name", "table", "report"),
     [
         ("throughput/throughput.json", "throughput.md", throughput.report),
+        ("throughput-sft/throughput-sft.json", "throughput-sft.md", throughput_sft.report),
         ("ensembles/ensembles.json", "ensembles.md", ensembles.report),
         ("ensembles-one-thread/ensembles.json", "ensembles.md", ensembles.report),
         ("scaling/scaling.json", "scaling.md", scaling.report),
@@ -67,6 +75,18 @@ def test_the_ratios_of_the_readme_are_those_that_were_measured() -> None:
     ]
     (table,) = re.findall(r"\| library \| instead \| ratio \|\n\|[-|:]+\|\n((?:\|.*\n)+)", README)
     assert [line.split("|")[-2].strip() for line in table.splitlines()] == expected
+
+
+def test_the_readme_says_how_fast_a_pretrained_model_is_taught_and_asked() -> None:
+    found = figures("throughput-sft/throughput-sft.json")
+    training, in_bfloat16, asking = (row["ratio"] for row in found["comparisons"])
+    library, usual = (found["memory_mb"][side] / 1_000 for side in ("library", "usual"))
+    text = " ".join(README.split())
+    assert f"look facts up {two_digits(training)} times as fast as by TRL's" in text
+    assert f"float32; {two_digits(in_bfloat16)} in bfloat16)" in text
+    assert f"within {library:.1f} GB instead of {usual:.1f}" in text
+    assert round(asking) == 9
+    assert "a ninth of the time" in text
 
 
 def test_the_readme_says_how_the_quickstart_went() -> None:

@@ -23,7 +23,8 @@ from itl_env.errors import ConfigError, ITLError
 from itl_env.trivia import SAMPLE, create_trivia, read_trivia
 from itl_train.checkpoint import check_whole, checkpoints
 from itl_train.dataset import episodes_to_dataset
-from itl_train.sft import Questions, SFTRun, SFTSettings, train_sft
+from itl_train.sft import SFTRun, SFTSettings, train_sft
+from itl_train.sft_questions import Questions
 
 from ..itl_agents.chat_models import chat_tokenizer
 
