@@ -11,11 +11,13 @@ import pytest
 from benchmarks import (
     ensembles,
     quickstart,
+    quickstart_model,
     quickstart_seeds,
     scaling,
     throughput,
     throughput_sft,
 )
+from benchmarks.statistics import interval
 from benchmarks.studies import RESULTS
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
@@ -35,6 +37,7 @@ def figures(name: str) -> dict[str, Any]:
         ("ensembles-one-thread/ensembles.json", "ensembles.md", ensembles.report),
         ("scaling/scaling.json", "scaling.md", scaling.report),
         ("quickstart/results.json", "report.md", quickstart.report),
+        ("quickstart-model/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
     ],
 )
@@ -96,3 +99,17 @@ def test_the_readme_says_how_the_quickstart_went() -> None:
     text = " ".join(README.split())
     assert f"{min(recalls):.1f}% to {max(recalls):.1f}%" in text
     assert f"took {min(seconds):.0f} to {max(seconds):.0f} s on two cores" in text
+
+
+def test_the_readme_says_how_the_quickstart_went_with_a_pretrained_model() -> None:
+    found = figures("quickstart-model/results.json")
+    before, after = found["rows"]
+    share = interval(after["recall"], after["low"], after["high"])
+    seconds = found["seconds"]
+    text = " ".join(README.split())
+    assert (
+        f"took {seconds['in all'] / 60:.1f} minutes on two cores of an {found['machine']['cpu']}, "
+        f"{seconds['train in-tool'] / 60:.1f} of them for training"
+    ) in text
+    assert f"of {after['asked']} questions" in text
+    assert f"it answers {share} exactly, and {100 * before['recall']:.1f}% before" in text
