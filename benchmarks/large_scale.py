@@ -211,6 +211,7 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
     database = str(World(**settings["world"]).build(folder.parent / "worlds"))
     run = SFTRun(SFTSettings(database=database, **settings["sft"]), folder / "run")
     run.train()
+    n_threads = run.n_threads
     n_parameters = run.trainer.model.num_parameters()
     metrics = run.folder.rows()
     steps, losses = _training(metrics)
@@ -235,6 +236,7 @@ def sft_cell(settings: Mapping[str, Any], folder: Path) -> Row:
         "training_seconds": sum(row.get("seconds", 0.0) for row in metrics),
         "loss": losses[-1] if losses else None,
         "cpu": cpu_name(),
+        "threads": n_threads,
         **{
             f"sft_{name}": value
             for name, value in columns(settings["sft"]).items()

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from benchmarks.plots import CHANCE, save
 from benchmarks.reference import LARGE_SCALE, RECALL
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 MARKS = {"in-weight": "o", "in-tool": "s"}
 LINES = {"in-weight": "-", "in-tool": "--"}
+SPREAD = 0.2  # inches from the first series to the last, so that no interval hides another
 
 
 def facts_figure(rows: Rows, path: Path) -> Figure:
@@ -26,27 +29,30 @@ def facts_figure(rows: Rows, path: Path) -> Figure:
     figure = Figure(figsize=(13, 7))
     axes = figure.subplots(2, 3).flat
     hellaswag, relative, drift, steps, size, legend = axes
-    for colour, model in _colours(rows):
-        kinds = dict.fromkeys((r["mode"], r["trained"]) for r in rows if r["model"] == model)
-        for mode, trained in kinds:
-            own = sorted(
-                (
-                    r
-                    for r in rows
-                    if (r["model"], r["mode"], r["trained"]) == (model, mode, trained)
-                ),
-                key=lambda r: r["n_facts"],
-            )
-            style = {
-                "color": colour, "marker": MARKS[mode], "ls": LINES[mode], "capsize": 3,
-                "label": f"{model}, {mode}, {trained}",
-                "mfc": colour if trained.startswith("all weights") else "white",
-            }  # fmt: skip
-            _points(hellaswag, own, "n_facts", "hellaswag_acc", style)
-            _points(relative, own, "n_facts", "hellaswag_acc_relative", style)
-            _points(drift, own, "n_facts", "drift_tv", style)
-            _points(steps, own, "n_facts", "steps_to_recall", style)
-            _points(size, own, "parameters", "seen_recall", style)
+    series = list(dict.fromkeys((r["model"], r["mode"], r["trained"]) for r in rows))
+    models = list(dict.fromkeys(model for model, _, _ in series))
+    for place, (model, mode, trained) in enumerate(series):
+        own = sorted(
+            (r for r in rows if (r["model"], r["mode"], r["trained"]) == series[place]),
+            key=lambda r: r["n_facts"],
+        )
+        colour = f"C{models.index(model) if len(models) > 1 else place}"
+        style = {
+            "color": colour, "marker": MARKS[mode], "ls": LINES[mode], "capsize": 3,
+            "label": f"{model}, {mode}, {trained}",
+            "mfc": colour if trained.startswith("all weights") else "white",
+        }  # fmt: skip
+        aside = SPREAD * (place / max(len(series) - 1, 1) - 0.5)
+        shift = ScaledTranslation(aside, 0, figure.dpi_scale_trans)
+        for each, x, y in (
+            (hellaswag, "n_facts", "hellaswag_acc"),
+            (relative, "n_facts", "hellaswag_acc_relative"),
+            (drift, "n_facts", "drift_tv"),
+            (steps, "n_facts", "steps_to_recall"),
+            (size, "parameters", "seen_recall"),
+        ):
+            for drawn in _points(each, own, x, y, style):
+                drawn.set_transform(each.transData + shift)  # the axes' limits stay
     _published(relative, drift, steps)
     for each, (x, y) in {
         hellaswag: ("facts", "HellaSwag, accuracy"),
@@ -55,8 +61,11 @@ def facts_figure(rows: Rows, path: Path) -> Figure:
         steps: ("facts", f"steps to a recall of {RECALL}"),
         size: ("parameters of the model", "recall of facts trained on"),
     }.items():
-        each.set(xscale="log", xlabel=x, ylabel=y)
+        # On a logarithmic axis, models of nearly one size would have no tick between them.
+        each.set(xscale="log" if each is not size or len(models) > 1 else "linear")
+        each.set(xlabel=x, ylabel=y)
         each.spines[["top", "right"]].set_visible(False)
+    steps.set_yscale("log")
     relative.axhline(1.0, color=CHANCE, lw=1, ls=":")
     legend.axis("off")
     handles, labels = drift.get_legend_handles_labels()
@@ -72,6 +81,7 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
     """Against steps: recall, HellaSwag and drift of every run; and loss against KL."""
     figure = Figure(figsize=(13, 3.6))
     recall, hellaswag, drift, loss = figure.subplots(1, 4)
+    hellaswag.axhline(0.0, color=CHANCE, lw=1, ls=":")
     for place, (_, run) in enumerate(checkpoints.groupby("cell", sort=False)):
         rows = run.sort_values("step").to_dict("records")
         first = rows[0]
@@ -83,12 +93,12 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
             "label": label,
         }  # fmt: skip
         _points(recall, rows, "step", "seen_recall", style)
-        _points(hellaswag, rows, "step", "hellaswag_acc", style)
+        _points(hellaswag, rows, "step", "hellaswag_acc_change", style)
         _points(drift, rows, "step", "drift_tv", style)
         _points(loss, rows, "loss", "drift_kl", {**style, "ls": ""})
     for each, (x, y) in {
         recall: ("optimizer step", "recall of facts trained on"),
-        hellaswag: ("optimizer step", "HellaSwag, accuracy"),
+        hellaswag: ("optimizer step", "HellaSwag, change from the base"),
         drift: ("optimizer step", "TV from the base"),
         loss: ("training loss (nats/token)", "KL from the base (nats)"),
     }.items():
@@ -104,22 +114,18 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
     return figure
 
 
-def _colours(rows: Rows) -> list[tuple[str, str]]:
-    return [(f"C{i}", model) for i, model in enumerate(dict.fromkeys(r["model"] for r in rows))]
-
-
-def _points(axes: Axes, rows: Rows, x: str, y: str, style: Mapping[str, Any]) -> None:
-    """The rows that have both figures, with bars of the 95% interval where it is known."""
+def _points(axes: Axes, rows: Rows, x: str, y: str, style: Mapping[str, Any]) -> Sequence[Artist]:
+    """Draw the rows that have both figures, with the 95% interval where it is known."""
     kept = [row for row in rows if _there(row, x) and _there(row, y)]
     if not kept:
-        return
+        return []
     values = [row[y] for row in kept]
     ends = [_interval(row, y) for row in kept]
     bars = [
         [value - low for value, (low, _) in zip(values, ends, strict=True)],
         [high - value for value, (_, high) in zip(values, ends, strict=True)],
     ]
-    axes.errorbar([row[x] for row in kept], values, yerr=bars, **style)
+    return axes.errorbar([row[x] for row in kept], values, yerr=bars, **style).get_children()
 
 
 def _interval(row: Mapping[str, Any], name: str) -> tuple[float, float]:

@@ -18,7 +18,7 @@ def report(result: Mapping[str, Any]) -> str:
     """`report.md`: the figures, a line for each run, and the paper's claim as it was measured."""
     rows = result["rows"]
     head = (
-        "model", "mode", "trained", "facts", "steps", "minutes", "recall, trained on",
+        "model", "mode", "trained", "facts", "steps", "minutes (threads)", "recall, trained on",
         "recall, unseen", "HellaSwag", "of the base's", "TV", "KL", f"steps to {RECALL}",
         "asked every", "published: HellaSwag / TV / steps",
     )  # fmt: skip
@@ -31,17 +31,21 @@ def report(result: Mapping[str, Any]) -> str:
 
 {table(head, lines, left=3)}
 
-Figures are of the last checkpoint; minutes are of training alone. Recall is asked in the real
-environment: an in-tool model's own query is run against the database. Unseen facts are of people
-that this run was not trained on; in-weight models cannot know them. A run ends once it recalls
-{RECALL} of up to 100 facts that it was trained on, or after its steps; these are among those that
-are asked for at the end. Steps to {RECALL} are those of the first such evaluation; they come as
-many steps apart as the column after it says. Brackets are 95% intervals: recall Wilson's, clustered
-by person; HellaSwag relative to the base's paired over the same {measured["hellaswag"]:,} items; TV
-and KL clustered by prompt. TV and KL are those of the whole vocabulary, KL(base || model) in nats,
-at each token of what the base answers to {measured["drift"]} general prompts (at most
-{measured["drift_tokens"]} tokens each). No interval is corrected for the number of them, and none
-holds what another seed would change. {result["chosen"]}
+Figures are of the last checkpoint; minutes are of training alone, with the threads that it had.
+Recall is asked in the real environment: an in-tool model's own query is run against the database.
+Unseen facts are of people that this run was not trained on; in-weight models cannot know them. A
+run whose settings hold a recall to stop at ends once it recalls that much of up to 100 facts that
+it was trained on, which are among those that are asked for at the end; the others end after their
+steps. Steps to {RECALL} are those of the first such evaluation; they come as many steps apart as
+the column after it says.
+
+Brackets are 95% intervals: recall Wilson's, clustered by person; HellaSwag relative to the base's
+paired over the same {measured["hellaswag"]:,} items; TV and KL clustered by prompt. TV and KL are
+those of the whole vocabulary, KL(base || model) in nats, at each token of what the base answers to
+{measured["drift"]} general prompts (at most {measured["drift_tokens"]} tokens each). No interval is
+corrected for the number of them, and none holds what another seed would change.
+
+{result["chosen"]}
 
 {claim(rows)}
 
@@ -110,8 +114,8 @@ def _line(row: Row) -> tuple[str, ...]:
     """A run's line of the table."""
     return (
         row["model"], row["mode"], row["trained"], f"{row['n_facts']:,.0f}",
-        f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f}", _share(row, "seen"),
-        _share(row, "unseen"), _hellaswag(row, ""), _relative(row), _with_interval(row, "tv"),
+        f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f} ({row['threads']:.0f})",
+        _share(row, "seen"), _share(row, "unseen"), _hellaswag(row, ""), _relative(row), _with_interval(row, "tv"),
         _with_interval(row, "kl"), number(row.get("steps_to_recall")),
         f"{evaluated_every(row):,}", _published(row),
     )  # fmt: skip

@@ -211,7 +211,8 @@ def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
         {
             "cell": ["a", "a", "b"], "model": "m", "mode": ["in-weight", "in-weight", "in-tool"],
             "n_facts": [100, 100, 1_000], "step": [5, 0, 0], "seen_recall": [0.5, 0.0, 0.1],
-            "trained": "rank 16", "hellaswag_acc": [0.3, 0.4, 0.4], "drift_tv": [0.2, 0.0, 0.0],
+            "trained": "rank 16", "hellaswag_acc": [0.3, 0.4, 0.4],
+            "hellaswag_acc_change": [-0.1, 0.0, 0.0], "drift_tv": [0.2, 0.0, 0.0],
             "drift_kl": [0.6, 0.0, 0.0], "loss": [1.5, None, None],
         }
     )  # fmt: skip
@@ -220,7 +221,7 @@ def test_figures_draw_every_run_and_the_published_ones(tmp_path: Path) -> None:
     assert series(recall) == {
         label: [(0, 0.0), (5, 0.5)], "m, in-tool, 1,000 facts, rank 16": [(0, 0.1)]
     }  # fmt: skip
-    assert series(hellaswag)[label] == [(0, 0.4), (5, 0.3)]
+    assert series(hellaswag)[label] == [(0, 0.0), (5, -0.1)], "of the very items"
     assert series(drift)[label] == [(0, 0.0), (5, 0.2)]
     assert series(loss) == {label: [(1.5, 0.6)]}
 
