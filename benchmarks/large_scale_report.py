@@ -115,8 +115,8 @@ def _line(row: Row) -> tuple[str, ...]:
     return (
         row["model"], row["mode"], row["trained"], f"{row['n_facts']:,.0f}",
         f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f} ({row['threads']:.0f})",
-        _share(row, "seen"), _share(row, "unseen"), _hellaswag(row, ""), _relative(row), _with_interval(row, "tv"),
-        _with_interval(row, "kl"), number(row.get("steps_to_recall")),
+        _share(row, "seen"), _share(row, "unseen"), _hellaswag(row, ""), _relative(row),
+        _with_interval(row, "tv"), _with_interval(row, "kl"), number(row.get("steps_to_recall")),
         f"{evaluated_every(row):,}", _published(row),
     )  # fmt: skip
 

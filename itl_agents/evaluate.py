@@ -1,7 +1,8 @@
 """How much an agent recalls, counted through the task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from itl_agents.agent import Agent, rollout
 from itl_env.episode import Episode, StopReason
@@ -56,6 +57,18 @@ def measure_recall(
     for episode in rollout(agent, task, facts, seed=seed, lanes=lanes):
         count.add(episode)
     return count
+
+
+def recall_row(
+    agent: Agent, asked: Mapping[str, tuple[RecallTask, Iterable[Fact]]]
+) -> dict[str, Any]:
+    """`recall_`, `asked_` and `right_` of each name's facts, for a metrics row."""
+    row: dict[str, Any] = {}
+    for name, (task, facts) in asked.items():
+        count = measure_recall(agent, task, facts)
+        row |= {f"recall_{name}": count.recall, f"asked_{name}": count.asked}
+        row[f"right_{name}"] = count.right
+    return row
 
 
 def facts_to_ask(task: RecallTask, most: int) -> Iterable[Fact]:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from itl_agents.agent import Agent
-from itl_agents.evaluate import facts_to_ask, measure_recall
+from itl_agents.evaluate import facts_to_ask, recall_row
 from itl_agents.nanollama import (
     ByteTokenizer,
     NanoLlama,
@@ -101,14 +101,10 @@ class Tasks:
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:
         """Recall on training people and on unseen ones, for a metrics row; see `facts_to_ask`."""
-        row: dict[str, Any] = {}
-        for name, task in (("seen", self.seen), ("unseen", self.unseen)):
-            if task is not None:
-                count = measure_recall(agent, task, facts_to_ask(task, n))
-                row[f"recall_{name}"] = count.recall
-                row[f"asked_{name}"] = count.asked
-                row[f"right_{name}"] = count.right
-        return row
+        tasks = {"seen": self.seen, "unseen": self.unseen}
+        return recall_row(
+            agent, {name: (task, facts_to_ask(task, n)) for name, task in tasks.items() if task}
+        )
 
 
 def recorded(config: MemoryConfig) -> dict[str, Any]:

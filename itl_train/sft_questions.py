@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from itl_agents.agent import Agent
-from itl_agents.evaluate import measure_recall
+from itl_agents.evaluate import recall_row
 from itl_env import streams
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
@@ -52,11 +52,7 @@ class Questions:
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:
         """Recall on facts trained on and on others, for a metrics row."""
-        row: dict[str, Any] = {}
-        for name, task in (("seen", self.seen), ("unseen", self.unseen)):
-            if task is not None:
-                count = measure_recall(agent, task, self.asked(task, n))
-                row[f"recall_{name}"] = count.recall
-                row[f"asked_{name}"] = count.asked
-                row[f"right_{name}"] = count.right
-        return row
+        tasks = {"seen": self.seen, "unseen": self.unseen}
+        return recall_row(
+            agent, {name: (task, self.asked(task, n)) for name, task in tasks.items() if task}
+        )

@@ -1,6 +1,5 @@
-"""The memory-load studies: every one runs small, through its command, in real training."""
+"""What the memory-load studies share: searches, rows, reports, interruptions; by their commands."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -10,13 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from scipy.stats import linregress
 
-from benchmarks import bounds, capacity, compressibility, generalisation, studies, study_plots
-from benchmarks.reference import BOUNDS_IN_WEIGHT, parameters_needed
+from benchmarks import studies
+from benchmarks.reference import BOUNDS_IN_WEIGHT
 from benchmarks.studies import WIDTHS, RecipeConfig, Study, StudyConfig, smallest
-from benchmarks.study_plots import generalisation_figure
 from benchmarks.study_report import line_fit, minimum
 from itl_train.memory import MemoryRun
 from itl_train.memory_config import RECIPES, MemoryConfig
@@ -83,183 +80,6 @@ def test_where_every_width_is_run_the_narrowest_that_is_enough_counts(tmp_path: 
     assert len(study.rows) == 4
 
 
-@pytest.mark.parametrize(
-    ("recalls", "said"),
-    [
-        (
-            [0.95, 0.2, 0.95, 1.0],
-            "from 1,024 people on here, from 1,024 people on in the published",
-        ),
-        ([0.95, 0.2, 0.3, 0.1], "at no number of people here"),
-        ([0.0, 0.95, 0.9, 1.0], "from 256 people on here"),
-    ],
-)
-def test_looking_up_is_learned_where_more_people_do_not_unlearn_it(
-    recalls: list[float], said: str
-) -> None:
-    cells = [
-        {"n_people": n, "parameters": 60_372, "unseen_recall": recall}
-        for n, recall in zip((64, 256, 1_024, 4_096), recalls, strict=True)
-    ]
-    text = generalisation.agreement(cells)
-    assert said in text
-    agreeing = sum(
-        (recall >= 0.9) == (n >= 1_024)
-        for n, recall in zip((64, 256, 1_024), recalls[:3], strict=True)
-    )
-    assert text.endswith(f"of 3 numbers of people in both, they agree at {agreeing}.")
-
-
-def test_sizes_are_compared_with_the_published_ones() -> None:
-    minima = [
-        {"mode": mode, "parameters": p, "published": published, "facts": facts}
-        for mode, p, published, facts in [
-            ("in-weight", 6_248, None, 128), ("in-weight", 10_908, 10_908, 256),
-            ("in-weight", 23_300, 16_592, 512), ("in-tool", 10_908, 16_592, 256),
-            ("in-tool", None, 23_300, 512),
-        ]
-    ]  # fmt: skip
-    assert bounds.agreement(minima).splitlines() == [
-        "- in-weight: of 2 sizes that were published too, ours is smaller at 0, equal at 1, larger "
-        "at 1.",
-        "- in-weight: from 128 to 512 facts (x4) the smallest P grows x3.7.",
-        "- in-tool: of 1 sizes that were published too, ours is smaller at 1, equal at 0, larger "
-        "at 0.",
-    ]
-
-
-def fixed(*recalls: float) -> dict[str, Any]:
-    """What seeds recall with P fixed."""
-    mean = sum(recalls) / len(recalls)
-    lowest, highest = min(recalls), max(recalls)
-    return {
-        "parameters": 6_248, "recall": mean, "recall_lowest": lowest, "recall_highest": highest,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("bound", "full", "said"),
-    [
-        (6_248, fixed(0.9, 1.0), "the published study and this one agree."),
-        (16_592, fixed(0.9, 1.0), "the published study and this one disagree."),
-        (
-            10_908,
-            fixed(0.9, 1.0),
-            "with P fixed at 6,248, recall goes from 25.0% [20.0, 30.0] to 95.0% [90.0, 100.0], so "
-            "every seed knows more: the published study and this one agree in direction.",
-        ),
-        (
-            10_908,
-            fixed(0.1, 0.1),
-            "so every seed knows less: the published study and this one disagree.",
-        ),
-        (10_908, fixed(0.3, 0.9), "so seeds overlap: these widths cannot tell."),
-    ],
-)
-def test_what_correlation_saves_is_compared_with_what_was_published(
-    bound: int, full: dict[str, Any], said: str
-) -> None:
-    minima = [
-        {"n_people": 128, "parameters": p, "bits": bits, "fixed": at_fixed_size}
-        for p, bits, at_fixed_size in [(10_908, 4e3, fixed(0.2, 0.3)), (bound, 1e3, full)]
-    ]
-    ours, *published = compressibility.agreement(minima).splitlines()
-    assert "the entropy to 0.25" in ours
-    assert ours.endswith(said)
-    assert published[1].endswith("8,192 people, published: the smallest P goes to at most 0.73.")
-
-
-def test_recall_at_a_fixed_size_is_that_of_a_model_too_small_without_correlation() -> None:
-    assert compressibility.narrower((8, 12, 16), 16) == 12
-    assert compressibility.narrower((8, 12, 16), 8) is None
-    assert compressibility.narrower((8, 12, 16), None) == 16
-
-
-def test_seeds_that_recall_the_same_are_drawn(tmp_path: Path) -> None:
-    # The mean of three times 0.1 is above 0.1, by rounding.
-    row = {"d_model": 8, "n_people": 4, "parameters": 6_248, "unseen_recall": 0.1}
-    generalisation_figure([row] * 3, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_bounds_stand_beside_the_published_ones_and_the_theory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(study_plots, "save", lambda figure, path: figures.append(figure))
-    minima = [
-        {"mode": mode, "facts": facts, "parameters": p, "failed": None}
-        for mode, facts, p in (
-            ("in-weight", 128, 10_000), ("in-weight", 256, 20_000), ("in-tool", 256, 15_000)
-        )
-    ]  # fmt: skip
-    study_plots.bounds_figure(minima, {"slope": 2.0, "intercept": 5.0}, tmp_path / "bounds.png")
-    (axes,) = figures[0].axes
-    lines = {
-        label.partition(", here")[0]: getattr(drawn, "lines", [drawn])[0].get_xydata()
-        for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    assert lines["in-weight"].tolist() == [[128, 10_000], [256, 20_000]]
-    assert lines["in-tool"].tolist() == [[256, 15_000]]
-    published = {n: p for n, p in BOUNDS_IN_WEIGHT.items() if p is not None}
-    assert lines["in-weight, published"].tolist() == [[4 * n, p] for n, p in published.items()]
-    for bits in (2.0, 3.6):
-        (name,) = [name for name in lines if f"at {bits:g} bits" in name]
-        for facts, p in lines[name]:
-            assert p == pytest.approx(
-                parameters_needed(1_000, 31.25, bits) * facts / 4_000, rel=0.01
-            )
-    (fit,) = [name for name in lines if name.startswith("fit")]
-    assert all(p == pytest.approx(2 * facts + 5) for facts, p in lines[fit])
-
-
-@pytest.mark.parametrize("match", ["steps", "exposures"])
-def test_models_are_matched_by_steps_or_by_exposures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: Literal["steps", "exposures"]
-) -> None:
-    asked: list[Cell] = []
-
-    def only_ask(study: Study[None], cells: Sequence[Cell]) -> list[Row]:
-        asked.extend(cells)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Study, "run", only_ask)
-    with pytest.raises(KeyboardInterrupt):
-        generalisation.generalisation(
-            generalisation.GeneralisationConfig(out=tmp_path, match=match)
-        )
-    steps = [
-        (cell.settings["model"]["n_steps"], cell.settings["world"]["n_people"]) for cell in asked
-    ]
-    seen = {(n_steps, n_steps / n_people) for n_steps, n_people in steps}
-    assert len({pair[match == "exposures"] for pair in seen}) == 1
-    assert len({pair[match == "steps"] for pair in seen}) == 5
-
-
-def test_bounds_of_few_people_take_enough_steps_to_learn_anything(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: dict[int, int] = {}
-
-    def only_ask(study: Study[Any], widths: Any, cells: Any) -> dict[Any, None]:
-        for group, own in widths.items():
-            steps[group.n_people] = cells(group, own[0])[0].settings["model"]["n_steps"]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Study, "search", only_ask)
-    with pytest.raises(KeyboardInterrupt):
-        bounds.bounds(bounds.BoundsConfig(out=tmp_path, preset="paper"))
-    sizes = bounds.PRESETS["paper"]
-    assert steps[2] == sizes.fewest_steps
-    assert steps[256] == sizes.exposures * 256 * 4 // 32
-
-
-def test_all_bits_must_find_room() -> None:
-    assert parameters_needed(100, 31.25, 2.0) == 1_563
-    for n_people, published in BOUNDS_IN_WEIGHT.items():
-        assert published is None or published > parameters_needed(n_people, 31.25, 3.6)
-
-
 def test_a_fit_is_that_of_least_squares() -> None:
     points = [(4 * n, p) for n, p in BOUNDS_IN_WEIGHT.items()]
     fit = line_fit(points)
@@ -283,15 +103,6 @@ def test_every_width_of_every_preset_is_a_model(
             MemoryConfig(database="x", **config.settings(mode="in-tool", d_model=width))
 
 
-def test_every_width_of_the_capacity_search_is_a_model(tmp_path: Path) -> None:
-    for preset, sizes in capacity.PRESETS.items():
-        config = capacity.CapacityConfig(out=tmp_path, preset=preset)
-        for search in sizes.searches.values():
-            for width, hidden in search.shapes.items():
-                shape = {"d_model": width, "d_hidden": hidden}
-                MemoryConfig(database="x", **config.settings(**capacity.SMALL, **shape))
-
-
 def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
     rows = [
         {
@@ -310,32 +121,6 @@ def test_a_minimum_averages_over_its_seeds_and_names_what_fails_below() -> None:
     assert found["bits_per_parameter"] == pytest.approx(0.475)
     none = minimum(rows, {"mode": "in-weight"}, None)
     assert (none["parameters"], none["failed"], none["recall"]) == (None, 2_400, None)
-
-
-def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Path) -> None:
-    out = tmp_path / "bounds"
-    command = smoke("bounds", out)
-    status, said, _ = run(*command)
-    assert status == 0
-    assert (out / "report.md").read_text() in said
-    for figure in ("bounds.png", "recall.png"):
-        assert (out / figure).read_bytes().startswith(b"\x89PNG")
-    rows = pd.read_csv(out / "runs.csv")
-    assert set(rows["mode"]) == {"in-weight", "in-tool"}
-    assert (rows["seen_low"] <= rows["seen_recall"]).all()
-    minima = json.loads((out / "study.json").read_text())["minima"]
-    assert [(m["mode"], m["n_people"]) for m in minima] == [
-        ("in-weight", 2), ("in-weight", 3), ("in-tool", 2),
-    ]  # fmt: skip
-    knows = minima[0]
-    assert knows["recall"] >= 0.95, "600 exposures are enough to know the facts of two people"
-    enough = rows[(rows["mode"] == "in-weight") & (rows["parameters"] == knows["parameters"])]
-    assert enough[enough["n_people"] == 2]["seen_recall"].mean() == knows["recall"]
-
-    assert run("sweep", "status", out)[1] == f"{len(rows)} done, 0 running, 0 waiting, 0 failed\n"
-    before = (out / rows["cell"][0] / "row.json").stat().st_mtime_ns
-    assert run(*command)[1] == said, "nothing is run again, and the report is the same"
-    assert (out / rows["cell"][0] / "row.json").stat().st_mtime_ns == before
 
 
 def test_rows_of_the_library_count_as_done_unless_asked_afresh(
@@ -391,36 +176,6 @@ def test_reports_in_the_repository_follow_from_the_rows_beside_them(
         for folder in (tmp_path, there)
     )
     assert here == kept
-
-
-def test_compressibility_draws_what_correlation_saves(run, tmp_path: Path) -> None:
-    out = tmp_path / "compressibility"
-    status, said, _ = run(*smoke("compressibility", out))
-    assert status == 0
-    assert "published: the smallest P goes to 0.47" in said
-    assert (out / "compressibility.png").read_bytes().startswith(b"\x89PNG")
-    free, bound = json.loads((out / "study.json").read_text())["minima"]
-    assert bound["bits"] < free["bits"]
-    rows = pd.read_csv(out / "runs.csv")
-    assert set(rows[rows["seed"] == 1]["d_model"]) == {4}, "too narrow, and run with a new seed"
-    for found in (free, bound):
-        (own,) = rows[(rows["seed"] == 1) & (rows["correlation"] == found["correlation"])].to_dict(
-            "records"
-        )
-        assert found["fixed"]["recall"] == own["seen_recall"]
-        assert found["fixed"]["parameters"] == own["parameters"] < found["parameters"]
-
-
-def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> None:
-    out = tmp_path / "capacity"
-    status, said, _ = run(*smoke("capacity", out))
-    assert status == 0
-    assert (out / "report.md").read_text() in said
-    (found,) = json.loads((out / "study.json").read_text())["minima"]
-    assert found["parameters"] is not None, "600 exposures are enough to know two people"
-    width = found["d_model"]
-    # One table of fewer than 260 tokens, and the gain of its norm, beside the blocks.
-    assert found["parameters"] < 32 * width**2 + 265 * width
 
 
 def test_an_interrupted_study_goes_on_under_another_recipe(
