@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.reference import LARGE_SCALE, RECALL
 from benchmarks.statistics import Z, clustered_mean, interval
 from benchmarks.study_report import number, table
-from itl_env.errors import ITLError
 from itl_train.sft_config import SFTSettings
 from itl_train.sweep import Row
 
@@ -91,19 +90,24 @@ def claim(rows: Sequence[Row]) -> str:
 
 def _change(one: Row, other: Row, more: str, less: str, neither: str) -> str:
     """How the other's TV differs, in words and figures."""
-    difference, error = paired_drift(one, other)
+    difference, error, paired = drift_between(one, other)
     low, high = difference - Z * error, difference + Z * error
     word = more if low > 0 else less if high < 0 else neither
-    return f"{word}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] over the same answers"
+    over = "over the same answers" if paired else "over other answers of the base"
+    return f"{word}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] {over}"
 
 
-def paired_drift(one: Row, other: Row) -> tuple[float, float]:
-    """How much more TV the other run has over the same answers, and the error over prompts."""
+def drift_between(one: Row, other: Row) -> tuple[float, float, bool]:
+    """How much more TV the other run has, the error over prompts, and whether answers are paired.
+
+    What a base answers can differ from one machine to another; errors then are independent ones.
+    """
     first, second = (json.loads(row["drift_by_answer"]) for row in (one, other))
     if first["tokens"] != second["tokens"]:
-        raise ITLError(f"{_name(one)} and {_name(other)} were not compared over the same answers.")
+        error = math.hypot(one["drift_tv_error"], other["drift_tv_error"])
+        return other["drift_tv"] - one["drift_tv"], error, False
     differences = [b - a for a, b in zip(first["tv_sums"], second["tv_sums"], strict=True)]
-    return clustered_mean(differences, first["tokens"])
+    return *clustered_mean(differences, first["tokens"]), True
 
 
 def _name(row: Row) -> str:

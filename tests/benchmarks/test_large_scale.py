@@ -15,7 +15,6 @@ from benchmarks.large_scale_plots import facts_figure, steps_figure
 from benchmarks.large_scale_report import claim, report
 from benchmarks.studies import RESULTS
 from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
-from itl_env.errors import ITLError
 from itl_train.rows import read_rows
 from itl_train.sft_config import SFTSettings
 
@@ -151,8 +150,13 @@ def test_the_claim_is_told_with_intervals() -> None:
     assert not claim([{**looks_up, "trained": "rank 16"}, known(100, 1.0, 2.0)]).startswith("-")
     assert "TV falls, by" in claim([known(100, 3.0, 4.0), known(500, 1.0, 2.1)])
     assert "TV does not clearly change" in claim([known(100, 3.0, 4.0), known(500, 1.0, 6.1)])
-    with pytest.raises(ITLError, match="not compared over the same answers"):
-        claim([known(100, 3.0, 4.0), known(500, 1.0)])
+    elsewhere = [
+        {**known(n, *sums), "drift_tv": tv, "drift_tv_error": error}
+        for n, sums, tv, error in ((100, (3.0, 4.0), 0.1, 0.03), (500, (1.0,), 0.3, 0.04))
+    ]
+    assert claim(elsewhere).endswith(
+        "TV grows, by +0.200 [+0.102, +0.298] over other answers of the base."
+    )
     assert claim([]).startswith("Nothing was measured")
 
 
