@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rows = Sequence[Mapping[str, Any]]
 MARKS = {"in-weight": "o", "in-tool": "s"}
 LINES = {"in-weight": "-", "in-tool": "--"}
-SPREAD = 0.2  # inches from the first series to the last, so that no interval hides another
+SPREAD = 0.12  # inches from the first series to the last, so that no interval hides another
 
 
 def facts_figure(rows: Rows, path: Path) -> Figure:

@@ -7,7 +7,7 @@ from itertools import pairwise, product
 from typing import Any
 
 from benchmarks.reference import LARGE_SCALE, RECALL
-from benchmarks.statistics import Z, clustered_mean, interval
+from benchmarks.statistics import Z, clustered_difference, interval
 from benchmarks.study_report import number, table
 from itl_train.sft_config import SFTSettings
 from itl_train.sweep import Row
@@ -90,24 +90,21 @@ def claim(rows: Sequence[Row]) -> str:
 
 def _change(one: Row, other: Row, more: str, less: str, neither: str) -> str:
     """How the other's TV differs, in words and figures."""
-    difference, error, paired = drift_between(one, other)
+    difference, error = paired_drift(one, other)
     low, high = difference - Z * error, difference + Z * error
     word = more if low > 0 else less if high < 0 else neither
-    over = "over the same answers" if paired else "over other answers of the base"
-    return f"{word}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] {over}"
+    return f"{word}, by {difference:+.3f} [{low:+.3f}, {high:+.3f}] over the same prompts"
 
 
-def drift_between(one: Row, other: Row) -> tuple[float, float, bool]:
-    """How much more TV the other run has, the error over prompts, and whether answers are paired.
+def paired_drift(one: Row, other: Row) -> tuple[float, float]:
+    """How much more TV the other run has over the same prompts, and the error over these.
 
-    What a base answers can differ from one machine to another; errors then are independent ones.
+    What the base answers to a prompt can differ a little from one machine to another.
     """
     first, second = (json.loads(row["drift_by_answer"]) for row in (one, other))
-    if first["tokens"] != second["tokens"]:
-        error = math.hypot(one["drift_tv_error"], other["drift_tv_error"])
-        return other["drift_tv"] - one["drift_tv"], error, False
-    differences = [b - a for a, b in zip(first["tv_sums"], second["tv_sums"], strict=True)]
-    return *clustered_mean(differences, first["tokens"]), True
+    return clustered_difference(
+        (first["tv_sums"], first["tokens"]), (second["tv_sums"], second["tokens"])
+    )
 
 
 def _name(row: Row) -> str:

@@ -81,6 +81,27 @@ def clustered_mean(sums: Sequence[float], sizes: Sequence[int]) -> tuple[float, 
     return mean, math.sqrt(spread * k / (k - 1)) / n
 
 
+def clustered_difference(
+    one: tuple[Sequence[float], Sequence[int]], other: tuple[Sequence[float], Sequence[int]]
+) -> tuple[float, float]:
+    """How much larger the other's mean is over the same clusters, and its standard error.
+
+    Both are sums and sizes by cluster, as in `clustered_mean`; a cluster's two sizes may differ.
+    By the delta method, of the difference of two ratios; nan for a single cluster.
+    """
+    residuals = []
+    means = []
+    for sums, sizes in (one, other):
+        mean, _ = clustered_mean(sums, sizes)
+        means.append(mean)
+        n = sum(sizes)
+        residuals.append([(s - mean * m) / n for s, m in zip(sums, sizes, strict=True)])
+    k = len(residuals[0])
+    spread = math.fsum((b - a) ** 2 for a, b in zip(*residuals, strict=True))
+    error = math.sqrt(spread * k / (k - 1)) if k > 1 else math.nan
+    return means[1] - means[0], error
+
+
 def standard_error(right: int, n: int) -> float:
     """Of a share of independent questions; 0 if all are right, or none."""
     share = right / n

@@ -140,23 +140,16 @@ def test_the_claim_is_told_with_intervals() -> None:
         "- m, in-tool, 1,000 facts, rank 16: HellaSwag changes by -0.2 points [-1.0, +0.6]; TV is "
         "0.050 [0.030, 0.070].",
         "- m: from 100 to 500 facts known, TV grows, by +0.203 [+0.197, +0.210] over the same "
-        "answers.",
+        "prompts.",
     ]
     looks_up = {**known(1_000, 0.5, 1.0, 0.7), "mode": "in-tool"}
     assert claim([looks_up, known(100, 1.0, 2.0, 1.4)]).splitlines() == [
         "- m, all weights: of the model that knows 100 facts, beside the one that looks up, TV is "
-        "more, by +0.073 [+0.045, +0.102] over the same answers.",
+        "more, by +0.073 [+0.045, +0.102] over the same prompts.",
     ]
     assert not claim([{**looks_up, "trained": "rank 16"}, known(100, 1.0, 2.0)]).startswith("-")
     assert "TV falls, by" in claim([known(100, 3.0, 4.0), known(500, 1.0, 2.1)])
     assert "TV does not clearly change" in claim([known(100, 3.0, 4.0), known(500, 1.0, 6.1)])
-    elsewhere = [
-        {**known(n, *sums), "drift_tv": tv, "drift_tv_error": error}
-        for n, sums, tv, error in ((100, (3.0, 4.0), 0.1, 0.03), (500, (1.0,), 0.3, 0.04))
-    ]
-    assert claim(elsewhere).endswith(
-        "TV grows, by +0.200 [+0.102, +0.298] over other answers of the base."
-    )
     assert claim([]).startswith("Nothing was measured")
 
 

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest, ttest_1samp
 
 from benchmarks.statistics import (
+    clustered_difference,
     clustered_mean,
     clustered_wilson,
     paired_difference,
@@ -111,3 +112,23 @@ def test_the_error_of_a_clustered_mean_is_that_of_drawing_clusters_anew() -> Non
     drawn = rng.integers(0, 400, size=(4_000, 400))
     assert error == pytest.approx((sums[drawn].sum(1) / sizes[drawn].sum(1)).std(), rel=0.05)
     assert math.isnan(clustered_mean([2.0], [3])[1])
+
+
+def test_a_difference_is_paired_by_cluster_also_where_sizes_differ() -> None:
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 30, size=400)
+    others = sizes + rng.integers(0, 3, size=400)
+    level = rng.normal(1.0, 0.5, size=400)  # of a cluster, which both have
+    one, other = sizes * level, others * (level + rng.normal(0.1, 0.1, size=400))
+    difference, error = clustered_difference(
+        (one.tolist(), sizes.tolist()), (other.tolist(), others.tolist())
+    )
+    assert difference == pytest.approx(other.sum() / others.sum() - one.sum() / sizes.sum())
+    drawn = rng.integers(0, 400, size=(4_000, 400))
+    anew = other[drawn].sum(1) / others[drawn].sum(1) - one[drawn].sum(1) / sizes[drawn].sum(1)
+    assert error == pytest.approx(anew.std(), rel=0.05)
+    # Of the same sizes it is the mean of the differences.
+    assert clustered_difference(([1.0, 2.0, 1.4], [10] * 3), ([3.0, 4.0, 3.5], [10] * 3)) == (
+        pytest.approx(clustered_mean([2.0, 2.0, 2.1], [10] * 3))
+    )
+    assert math.isnan(clustered_difference(([2.0], [3]), ([2.0], [3]))[1])
