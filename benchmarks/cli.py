@@ -100,7 +100,9 @@ COMMANDS = {
         "world", "check that a database serves as environment", "Validate", "run_validate"
     ),
     "play": _own("play", "take the agent's place in a terminal", "Play", "run_play"),
-    "rollout": _own("play", "let an agent play, and keep its episodes", "Rollout", "run_rollout"),
+    "rollout": _own(
+        "play", "let an agent play, and keep its episodes", "Rollout", "run_rollout", resumes=True
+    ),
     "show": _own("play", "print episodes, with what is trained marked", "Show", "run_show"),
     "train memory": _own(
         "train",
@@ -164,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TQDM_DISABLE", "1")  # progress is shown by this library
     arguments, debug = _take_debug(list(sys.argv[1:] if argv is None else argv))
     _accept_any_text()
-    command = None
+    command, config = None, None
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -179,13 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(commands_help(words.split()))
                 return 0
             command = COMMANDS[words]
-            _load(command.run)(parse(words, command, rest))
+            config = parse(words, command, rest)
+            _load(command.run)(config)
             sys.stdout.flush()
         except UsageError as error:
             return _fail(str(error), 2)
         except SystemExit as stop:
             if isinstance(stop.code, int) and stop.code > 128:  # a sweep was asked to end
-                return _fail(f"ended; the same command {_then(command)}.", stop.code)
+                return _fail(f"ended; the same command {_then(command, config)}.", stop.code)
             # tyro has printed help or what is wrong.
             return stop.code if isinstance(stop.code, int) else 2
         except BrokenPipeError:
@@ -195,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             if debug:
                 raise
-            return _fail(f"interrupted; the same command {_then(command)}.", 130)
+            return _fail(f"interrupted; the same command {_then(command, config)}.", 130)
         except ModuleNotFoundError as error:
             if debug or error.name not in LARGE_SCALE:
                 raise
@@ -210,9 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _then(command: Command | None) -> str:
-    """What a command that was interrupted does when it is given again."""
-    goes_on = command is not None and command.resumes
+def _then(command: Command | None, config: Any) -> str:
+    """What a command that was interrupted does when it is given again; its flags may decide."""
+    goes_on = command is not None and getattr(config, "resumes", command.resumes)
     return "goes on from where it stopped" if goes_on else "starts again"
 
 

@@ -77,13 +77,14 @@ def run_play(config: Play) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(TaskSource):
-    """Let an agent play and write its episodes to a file; the same command goes on."""
+    """Let an agent play and write its episodes to a file; interrupted, the same command goes on."""
 
     agent: str  # expert, no-tool, random; a model's folder, .gguf file or hub id; or see --url
     url: str = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
     """The server's model is then the agent."""
-    protocol: bool = False  # tell that model, in a system message, how to query the database
+    protocol: bool = False  # tell a model, in a system message, how to query the database
     at_once: int = 10  # requests to the server at a time
+    timeout: float = 60.0  # seconds that the server may take for each, of which it has six tries
     device: str = "cpu"  # where a model plays that is no server's: cpu, cuda, ...
     out: Path  # JSON lines file for the episodes
     mode: Mode = "in-tool"  # with the database to query, or without
@@ -96,6 +97,8 @@ class Rollout(TaskSource):
 
     def __post_init__(self) -> None:
         check_slice(self.n, self.start, self.lanes, self.temperature)
+        if self.timeout <= 0:
+            raise ConfigError(f"timeout is {self.timeout:g}; it must be above 0.")
 
 
 def run_rollout(config: Rollout) -> None:
@@ -133,14 +136,19 @@ def run_rollout(config: Rollout) -> None:
         played = rollout(agent, task, facts, seed=config.seed, lanes=lanes, first=len(begun))
         total = how_many(task, config.questions, config.n) - len(begun)
         write_text(_flags_file(config), json.dumps(_flags(config)) + "\n")
-        append_episodes(counted(track(played, "episodes", total), count), config.out)
+        try:
+            append_episodes(counted(track(played, "episodes", total), count), config.out)
+        except ITLError as error:  # a server that died, say
+            raise type(error)(
+                f"{error} {count.asked:,} episodes are kept; the same command goes on."
+            ) from error
         _flags_file(config).unlink()
         task.close()
     print(f"{agent.name}, {config.mode}: {describe(count)}")
     print(f"{count.asked:,} episodes in {config.out}")
 
 
-HOW = ("out", "url", "at_once", "device", "lanes")
+HOW = ("out", "url", "at_once", "timeout", "device", "lanes")
 """Flags of a rollout on which its episodes do not hang."""
 
 
@@ -169,16 +177,17 @@ def _check_same(config: Rollout) -> None:
 def _agent(config: Rollout, task: RecallTask) -> "Agent":
     """The agent that plays: a server's model if there is a URL."""
     from benchmarks.rollouts import make_agent
-
-    if not config.url:
-        return make_agent(config.agent, task, config.temperature, config.device)
     from itl_agents.chat import ChatAgent, protocol
 
+    system = protocol(task) if config.protocol else ""
+    if not config.url:
+        return make_agent(config.agent, task, config.temperature, config.device, system)
     return ChatAgent(
         config.agent,
         url=config.url,
-        system=protocol(task) if config.protocol else "",
+        system=system,
         at_once=config.at_once,
+        timeout=config.timeout,
         temperature=config.temperature,
     )
 

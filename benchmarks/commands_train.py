@@ -167,6 +167,11 @@ class Eval:
     drift: int = Measured.drift  # with --every: prompts to measure drift from the base; 0 for none
     drift_tokens: int = Measured.drift_tokens  # of the base model's answer to each, at most
 
+    @property
+    def resumes(self) -> bool:
+        """Whether what is measured is kept as it is measured."""
+        return self.every
+
     def __post_init__(self) -> None:
         if (self.hellaswag or self.drift) and not self.every:
             raise ConfigError("HellaSwag and drift are measured with --every.")

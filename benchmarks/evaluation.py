@@ -7,6 +7,7 @@ environment and database, HellaSwag, and drift from the base. Each part is writt
 `RUN/evaluations/CHECKPOINT/PART.json`, and is not measured again with the same settings.
 """
 
+import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from benchmarks.statistics import (
+    Z,
     clustered_wilson,
     interval,
     paired_difference,
@@ -95,6 +97,8 @@ class RunEvaluation:
                 f"Checkpoints in between cannot be compared with the base over "
                 f"{self.between.hellaswag} items of HellaSwag: it is asked {measured.hellaswag}."
             )
+        if measured.hellaswag and measured.hellaswag_file:
+            _check_items(Path(measured.hellaswag_file))
         self.settings = settings_of(folder)
         self.base_folder = base_folder or folder / EVALUATIONS / BASE
         self.device = device
@@ -357,6 +361,27 @@ def _sample(episode: Episode) -> dict[str, Any]:
     }
 
 
+def _check_items(file: Path) -> None:
+    """Raise ConfigError if the file holds no items of HellaSwag, by its first line."""
+    try:
+        with file.open("rb") as raw:
+            is_packed = raw.read(2) == b"\x1f\x8b"
+        with (gzip.open if is_packed else open)(file, "rb") as lines:
+            first = json.loads(lines.readline())
+        there = isinstance(first, dict) and first.keys() >= {"query", "choices", "gold"}
+    except OSError as error:
+        raise ConfigError(
+            f"Cannot read items of HellaSwag from {file}: {error.strerror}."
+        ) from None
+    except (ValueError, EOFError):
+        there = False
+    if not there:
+        raise ConfigError(
+            f"{file} holds no items of HellaSwag: each line is to be a JSON object with query, "
+            "choices and gold."
+        )
+
+
 def summary(table: "pd.DataFrame") -> str:
     """The table for people to read: shares in per cent, with 95% intervals where there is room."""
     lines = []
@@ -368,15 +393,13 @@ def summary(table: "pd.DataFrame") -> str:
                 parts.append(f"{who} {share}")
         if "hellaswag_acc" in row:
             keys = ("relative", "relative_low", "relative_high")
-            parts.append(
-                f"HellaSwag {100 * row['hellaswag_acc']:.1f}% "
-                f"(of the base's {interval(*(row[f'hellaswag_acc_{key}'] for key in keys))})"
-            )
+            share = interval(*(row[f"hellaswag_acc_{key}"] for key in keys))
+            beside = "" if row["checkpoint"] == BASE else f", {share} of the base's"
+            parts.append(f"HellaSwag {100 * row['hellaswag_acc']:.1f}%{beside}")
         if "drift_tv" in row:
-            parts.append(
-                f"TV {row['drift_tv']:.3f} +- {row['drift_tv_error']:.3f}, "
-                f"KL {row['drift_kl']:.3f} +- {row['drift_kl_error']:.3f}"
-            )
+            for name in ("tv", "kl"):
+                mean, half = row[f"drift_{name}"], Z * row[f"drift_{name}_error"]
+                parts.append(f"{name.upper()} {mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]")
         lines.append("  ".join(parts))
     return "\n".join(lines)
 

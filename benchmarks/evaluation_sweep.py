@@ -66,6 +66,8 @@ def sweep_evaluation(
     one_process(launcher)
     launcher = for_device(launcher, device)
     runs = find_runs(folders)
+    if not runs:
+        raise ConfigError("Name the folders of runs, or of sweeps of runs, to be measured.")
     how = {"measured": asdict(measured), "device": device, "base": str((out / BASES).absolute())}
     bases: list[Cell] = []
     cells: list[Cell] = []

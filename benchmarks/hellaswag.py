@@ -64,7 +64,8 @@ def hellaswag(
         )
     except Exception as error:  # data sets and lm-eval raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ITLError(f"HellaSwag cannot be asked: {reason.rstrip('.')}.") from error
+        way = "" if file else "; a file of its items serves as well (hellaswag_file)"
+        raise ITLError(f"HellaSwag cannot be asked: {reason.rstrip('.')}{way}.") from error
     assert results is not None
     (samples,) = results["samples"].values()
     ordered = sorted(samples, key=lambda sample: sample["doc_id"])

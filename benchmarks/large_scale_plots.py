@@ -103,6 +103,8 @@ def steps_figure(checkpoints: "pd.DataFrame", path: Path) -> Figure:
         loss: ("training loss (nats/token)", "KL from the base (nats)"),
     }.items():
         each.set(xlabel=x, ylabel=y)
+        if each is not loss:  # runs take from tens to thousands of steps, and each begins at 0
+            each.set_xscale("symlog", linthresh=10)
         each.spines[["top", "right"]].set_visible(False)
     handles, labels = recall.get_legend_handles_labels()
     figure.legend(

@@ -21,6 +21,7 @@ from benchmarks.quickstart import (
     settings_of,
 )
 from benchmarks.statistics import interval
+from itl_agents.hub import check_pretrained
 from itl_env.facts import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def quickstart_model(
 
     Raises ITLError if the model cannot be had, and ConfigError if it cannot be taught a tool.
     """
+    check_pretrained(config.model)
     if (there := begin_or_read(config, say)) is not None:
         return there
     clock = StageClock(config.out / "seconds.json")

@@ -23,18 +23,32 @@ Questions = Literal["one", "all"]
 SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent}
 
 
-def make_agent(name: str, task: RecallTask, temperature: float = 0.0, device: str = "cpu") -> Agent:
+def make_agent(
+    name: str,
+    task: RecallTask,
+    temperature: float = 0.0,
+    device: str = "cpu",
+    system: str = "",
+) -> Agent:
     """An agent: scripted, by its name; or a model, by the folder of its run or checkpoint, its
     .gguf file, or its hub id.
 
-    Raises ConfigError if it is none, or the model cannot play the task.
+    system: a message before each conversation; by default that of the model's run.
+
+    Raises ConfigError if it is none, reads no such message, or the model cannot play the task.
     """
     if name in SCRIPTED:
+        if system:
+            raise ConfigError(f"The agent {name} reads no system message; leave out --protocol.")
         return SCRIPTED[name](task)
     place, run = name, {}
     if Path(name).is_dir():
         checkpoint = find_checkpoint(Path(name))
         if is_nanollama(checkpoint):
+            if system:
+                raise ConfigError(
+                    f"The NanoLlama {checkpoint} reads no system message; leave out --protocol."
+                )
             from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
 
             return NanoLlamaAgent(
@@ -52,7 +66,7 @@ def make_agent(name: str, task: RecallTask, temperature: float = 0.0, device: st
     agent = HFAgent.load(
         place,
         calls=run.get("calls", "text"),
-        system=run.get("system", ""),
+        system=system or run.get("system", ""),
         dtype=run.get("dtype", "float32"),
         device=device,
         keep_turns=task.max_queries > 0,

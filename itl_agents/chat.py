@@ -153,8 +153,8 @@ class ChatAgent:
             ) from error
         except openai.NotFoundError as error:
             raise ConfigError(
-                f"The server at {self.url} has no model {self.name!r}, or no chat there. It says: "
-                f"{_said(error)}"
+                f"The server at {self.url} has no model {self.name!r}, or no chat there; its "
+                f"URL may have to end in /v1. It says: {_said(error)}"
             ) from error
         except openai.BadRequestError as error:
             if any(word in _said(error).lower() for word in ("context", "too long", "max_tokens")):
@@ -164,15 +164,18 @@ class ChatAgent:
             ) from error
         except openai.APITimeoutError as error:
             raise ServerFailure(
-                f"The server at {self.url} took longer than {self.timeout:g} s each "
-                "time; raise the timeout, or ask fewer at once."
+                f"The server at {self.url} took longer than {self.timeout:g} s each time that "
+                f"{self.name!r} was asked; see whether it has that model, raise the timeout, or "
+                "ask fewer at once."
             ) from error
         except openai.APIConnectionError as error:
             raise ServerFailure(
                 f"The server at {self.url} cannot be reached; see whether it runs."
             ) from error
         except openai.APIError as error:
-            raise ServerFailure(f"The server at {self.url} failed: {_said(error)}") from error
+            raise ServerFailure(
+                f"The server at {self.url} failed when {self.name!r} was asked: {_said(error)}"
+            ) from error
         return self._completion(reply.choices[0] if reply.choices else None)
 
     def messages(self, talk: Conversation) -> list[dict[str, Any]]:

@@ -16,6 +16,9 @@ HUB_IDS: Mapping[str, str] = {
 }
 """Those of arXiv 2508.20755, section 6."""
 
+ADAPTER = "adapter_config.json"
+"""What a folder of a PEFT adapter holds."""
+
 
 def lasting_name(name: str) -> str:
     """The name of a model as it may be kept: its path in full if it is here."""
@@ -42,6 +45,18 @@ def fingerprint(name: str | Path) -> str:
             content.seek(max(0, size - 2**20))
             found.update(content.read())
     return found.hexdigest()
+
+
+def check_pretrained(name: str) -> None:
+    """Raise ConfigError for what cannot be a pretrained model, files and folders here included."""
+    path = Path(name)
+    if name in HUB_IDS:
+        return
+    if path.is_file() and path.suffix != ".gguf":
+        raise ConfigError(f"{path} is no model; name a folder, a .gguf file or a hub id.")
+    if path.is_dir() and not any((path / file).is_file() for file in ("config.json", ADAPTER)):
+        raise ConfigError(f"{path} holds no model: there is no config.json in it.")
+    check_model(name)
 
 
 def check_model(name: str, among: Iterable[str] = ()) -> None:

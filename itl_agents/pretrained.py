@@ -18,10 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from itl_agents.hub import HUB_IDS, check_model, lasting_name
+from itl_agents.hub import ADAPTER, HUB_IDS, check_pretrained, lasting_name
 from itl_env.errors import ConfigError, ITLError
-
-ADAPTER = "adapter_config.json"
 
 
 class Pretrained(NamedTuple):
@@ -88,16 +86,10 @@ def base_of(adapter: Path) -> str:
 
 def _where(place: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is given; raises ConfigError for what cannot be a model."""
+    check_pretrained(place)
     path = Path(place)
     if path.is_file():
-        if path.suffix != ".gguf":
-            raise ConfigError(f"{path} is no model; name a folder, a .gguf file or a hub id.")
         return str(path.parent), {"gguf_file": path.name}
-    if path.is_dir():
-        if not any((path / name).is_file() for name in ("config.json", ADAPTER)):
-            raise ConfigError(f"{path} holds no model: there is no config.json in it.")
-        return place, {}
-    check_model(place)
     return place, {}
 
 
@@ -131,7 +123,8 @@ def _told(place: str) -> Iterator[None]:
             if any(isinstance(each, kind) for each in causes):
                 raise ITLError(f"Cannot load the model {place}: {why}.") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ITLError(f"Cannot load the model {place}: {reason.rstrip('.')}.") from error
+        hint = "; the file may be incomplete" if place.endswith(".gguf") else ""
+        raise ITLError(f"Cannot load the model {place}: {reason.rstrip('.')}{hint}.") from error
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

@@ -81,7 +81,10 @@ def hub_trivia(split: str = "validation", n: int | None = None) -> Iterator[Triv
         rows = datasets.load_dataset("mandarjoshi/trivia_qa", "rc.nocontext", split=split)
     except Exception as error:  # it raises what its readers raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ITLError(f"TriviaQA cannot be had from the hub: {reason.rstrip('.')}.") from error
+        raise ITLError(
+            f"TriviaQA cannot be had from the hub: {reason.rstrip('.')}; a file of questions "
+            "serves as well."
+        ) from error
     for row in rows if n is None else rows.select(range(min(n, len(rows)))):
         yield of_hub(row)
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from itl_agents.hub import check_pretrained
 from itl_train.rows import RUNS, columns, write_rows
 from itl_train.runs import claim
 from itl_train.sft_config import SFTSettings
@@ -60,6 +61,8 @@ def sweep_sft(
     """
     one_process(launcher)
     every = [SFTSettings(**cell.settings) for cell in cells]
+    for model in {settings.model for settings in every}:
+        check_pretrained(model)
     for settings in every:
         Questions.open(settings).seen.database.close()
     for device in {settings.device for settings in every}:

@@ -17,7 +17,8 @@ from benchmarks import (
     throughput,
     throughput_sft,
 )
-from benchmarks.statistics import interval
+from benchmarks.large_scale_report import paired_drift
+from benchmarks.statistics import Z, interval
 from benchmarks.studies import RESULTS
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
@@ -113,3 +114,46 @@ def test_the_readme_says_how_the_quickstart_went_with_a_pretrained_model() -> No
     ) in text
     assert f"of {after['asked']} questions" in text
     assert f"it answers {share} exactly, and {100 * before['recall']:.1f}% before" in text
+
+
+def test_the_readme_says_what_knowing_and_looking_up_cost_a_pretrained_model() -> None:
+    rows = figures("large-scale/study.json")["rows"]
+    looks_up = [row for row in rows if row["mode"] == "in-tool"]
+    knows = sorted((r for r in rows if r["mode"] == "in-weight"), key=lambda r: r["n_facts"])
+    text = " ".join(README.split())
+
+    def listed(values: list[str]) -> str:
+        return f"{', '.join(values[:-1])} and {values[-1]}"
+
+    recalls = sorted(row["unseen_recall"] for row in looks_up)
+    assert f"brings {100 * recalls[0]:.1f}% to {100 * recalls[-1]:.1f}% of 400 answers" in text
+    changes = sorted(100 * row["hellaswag_acc_change"] for row in looks_up)
+    assert f"changes by {changes[0]:+.1f} to {changes[-1]:+.1f} points" in text
+    lowest = min(100 * row["hellaswag_acc_change_low"] for row in looks_up)
+    assert f"no interval goes below {lowest:.1f}." in text
+    minutes = [row["training_seconds"] / 60 for row in (*looks_up, *knows)]
+    assert [row["threads"] for row in (*looks_up, *knows)] == [1, 1, 1, 1, 2, 2]
+    assert f"in {min(minutes[:3]):.0f} to {max(minutes[:3]):.0f} minutes on one core" in text
+    assert f"Knowing {listed([format(row['n_facts'], ',.0f') for row in knows])} facts" in text
+    recalled = listed([f"{100 * row['seen_recall']:.1f}%" for row in knows])
+    assert f"({recalled} recalled)" in text
+    one, *two = (f"{each:.0f}" for each in minutes[3:])
+    assert f"took {one} minutes on one core, {listed(two)} on two" in text
+    said = listed([f"{100 * row['hellaswag_acc_change']:+.1f}" for row in knows])
+    assert f"HellaSwag by {said} points, none of them clearly" in text
+    for row in knows:
+        assert row["hellaswag_acc_change_low"] <= 0 <= row["hellaswag_acc_change_high"]
+    drifts = listed([f"{row['drift_tv']:.3f}" for row in knows])
+    assert f"TV from the base is {drifts} if the facts are known" in text
+    adapter, same_rate, low_rate = looks_up
+    more = []
+    for row in knows:
+        difference, error = paired_drift(same_rate, row)
+        more.append(interval_text(difference, Z * error))
+    assert f"which is {listed(more)} more than if they are looked up" in text
+    assert f"at 1e-4 ends at {low_rate['drift_tv']:.3f}, and an adapter" in text
+    assert f"at 1e-3 at {adapter['drift_tv']:.3f}." in text
+
+
+def interval_text(mean: float, half: float) -> str:
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
