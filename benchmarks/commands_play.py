@@ -139,6 +139,8 @@ def run_rollout(config: Rollout) -> None:
         try:
             append_episodes(counted(track(played, "episodes", total), count), config.out)
         except ITLError as error:  # a server that died, say
+            if not count.asked:
+                raise
             raise type(error)(
                 f"{error} {count.asked:,} episodes are kept; the same command goes on."
             ) from error

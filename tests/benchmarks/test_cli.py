@@ -138,19 +138,32 @@ def test_debug_shows_the_traceback(world: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [("train memory", "goes on"), ("validate", "starts again")]
+    ("words", "flags", "said"),
+    [
+        ("train memory", ("--database", "WORLD", "--out", "run"), "goes on"),
+        ("validate", ("--database", "WORLD"), "starts again"),
+        ("rollout", ("--database", "WORLD", "--agent", "expert", "--out", "e.jsonl"), "goes on"),
+        ("eval", ("run", "--every"), "goes on"),
+        ("eval", ("run",), "starts again"),
+    ],
 )
 def test_ctrl_c_says_what_the_same_command_does(
-    run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str
+    run,
+    world: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    flags: tuple[str, ...],
+    said: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     module, _, function = COMMANDS[words].run.partition(":")
 
     def interrupt(config: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(importlib.import_module(module), function, interrupt)
-    out = ("--out", tmp_path / "run") if words == "train memory" else ()
-    status, _, err = run(*words.split(), "--database", world, *out)
+    status, _, err = run(*words.split(), *(world if flag == "WORLD" else flag for flag in flags))
     assert status == 130
     assert said in sentence(err)
 

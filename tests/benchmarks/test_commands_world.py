@@ -4,12 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from itl_agents.agent import Conversation
+from itl_agents.huggingface import HFAgent
 from itl_env import FactDatabase, read_episodes
+from itl_env.episode import Completion
 
+from ..itl_train.test_sft import tiny_llama
 from .command_line import ROOT, sentence
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -143,6 +148,25 @@ def test_rollout_writes_episodes_and_says_the_recall(
     assert f"({right} of 100 questions" in said
     assert recall is None or f"recall {recall} [9" in said
     assert recall is not None or right < 30
+
+
+def test_a_model_of_this_machine_is_told_the_protocol_too(
+    run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    respond = HFAgent.respond
+
+    def listen(agent: HFAgent, conversations: Sequence[Conversation]) -> list[Completion]:
+        seen.append(agent.chat.system)
+        return respond(agent, conversations)
+
+    monkeypatch.setattr(HFAgent, "respond", listen)
+    options = ("--database", world, "--n", 1, "--protocol", "--out", tmp_path / "e.jsonl")
+    llama = tiny_llama(tmp_path / "llama")
+    assert run("rollout", "--agent", llama, *options)[0] == 0
+    assert "You answer questions with the help of a database." in seen[0]
+    status, _, err = run("rollout", "--agent", "expert", *options[:-1], tmp_path / "f.jsonl")
+    assert (status, "expert reads no system message" in sentence(err)) == (2, True)
 
 
 def test_rollout_can_ask_for_every_attribute(run, world: str, tmp_path: Path) -> None:

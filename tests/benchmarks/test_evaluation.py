@@ -1,6 +1,7 @@
 """The evaluation of fine-tuning runs: what is measured, compared, kept and not measured again."""
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 
@@ -127,6 +128,24 @@ def test_what_the_base_is_not_asked_cannot_be_compared(trained: Path, items: Pat
     fewer = Measured(hellaswag=2, hellaswag_file=str(items))
     with pytest.raises(ConfigError, match="over 3 items of HellaSwag: it is asked 2"):
         RunEvaluation(trained, fewer, between=dataclasses.replace(fewer, hellaswag=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.jsonl", None, "No such file"),
+        ("text.jsonl", b"Hello.\n", "holds no items of HellaSwag: each line"),
+        ("others.jsonl.gz", gzip.compress(b'{"query": "?"}\n'), "holds no items of HellaSwag"),
+        ("cut.jsonl.gz", gzip.compress(b'{"query": "?"}\n')[:12], "holds no items of HellaSwag"),
+    ],
+)
+def test_a_file_without_items_is_refused_before_anything_is_measured(
+    trained: Path, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        RunEvaluation(trained, Measured(hellaswag=1, hellaswag_file=str(tmp_path / name)))
 
 
 def test_checkpoints_in_between_may_be_measured_with_less(

@@ -36,6 +36,14 @@ def test_a_pretrained_model_is_taught_the_tool(
     assert "is finished" in said[-1]
 
 
+def test_what_is_no_model_is_refused_before_a_world_is_made(tmp_path: Path) -> None:
+    for place in (tmp_path, "nowhere/at/all"):
+        config = replace(small(tmp_path / "run"), model=str(place))
+        with pytest.raises(ConfigError, match=r"holds no model|There is no model"):
+            quickstart_model.quickstart_model(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def small(out: Path, **changes: int) -> QuickstartConfig:
     sizes = {"n_people": 45, "n_unseen": 20, "n_memorised": 4, "n_steps": 20, "n_twin_steps": 20}
     return QuickstartConfig(out=out, **(sizes | changes))

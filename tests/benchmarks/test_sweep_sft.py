@@ -61,6 +61,7 @@ def test_contradictions_are_found_before_anything_is_written(
         ((f"database={world}", "seed=0"), "No model is named"),
         ((f"database={world}", f"model={llama}", "n_facts=3"), "no whole number of people"),
         ((f"database={world}", f"model={llama}", "n_facts=4000"), "holds 1,600 facts"),
+        ((f"database={world}", "model=smolm-135m"), "There is no model 'smolm-135m'"),
         ((f"database={world}", f"model={llama}", "d_model=64"), "no setting 'd_model'"),
         ((f"database={world}", f"model={llama}", "lr=-1"), "lr is -1; it must not be negative"),
     ):
@@ -68,5 +69,7 @@ def test_contradictions_are_found_before_anything_is_written(
         assert status == 2
         assert why in sentence(err)
         assert not out.exists()
+    status, _, err = run("sweep", "eval", "--out", out)
+    assert (status, "Name the folders of runs" in sentence(err)) == (2, True)
     status, _, err = run("sweep", "eval", tmp_path, "--out", out)
     assert (status, sentence(err)) == (2, f"itl: There is no run in {tmp_path}.")

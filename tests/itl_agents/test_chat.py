@@ -119,7 +119,8 @@ def test_a_server_that_dies_takes_no_episode_along(
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(ChatAgent, "respond", dies_later)
         assert main(command) == 1
-    assert "cannot be reached; see whether it runs" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "cannot be reached; see whether it runs. 4 episodes are kept; the same command" in said
     partial = tmp_path / "episodes.jsonl.partial"
     kept = partial.read_text()
     assert kept.count("\n") == 4

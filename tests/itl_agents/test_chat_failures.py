@@ -1,6 +1,7 @@
 """What a server may do wrong: a small one of our own that fails as it is told, over real HTTP."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,11 @@ class FailingServer(ThreadingHTTPServer):
         self.pause = 0.0
         self.lock = threading.Lock()
         self.n_requests = self.n_open = self.most_open = 0
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A client that gave up in the meantime is what some tests are about.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
@@ -88,7 +94,7 @@ def test_a_busy_server_is_asked_again(server: FailingServer) -> None:
 
 def test_a_server_that_stays_busy_has_failed(server: FailingServer) -> None:
     server.statuses = [(503, {"message": "no room"})]
-    with pytest.raises(ServerFailure, match=r"failed: .*no room"):
+    with pytest.raises(ServerFailure, match=r"failed when 'm' was asked: .*no room"):
         ChatAgent("m", url=server.url, retries=1).respond(talks("Who?"))
     assert server.n_requests == 2
 
