@@ -9,6 +9,7 @@ environment and database, HellaSwag, and drift from the base. Each part is writt
 
 import gzip
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -282,6 +283,10 @@ class RunEvaluation:
             limit=measured.hellaswag,
             file=measured.hellaswag_file,
         )
+        if (n := len(found.acc)) < measured.hellaswag:
+            warnings.warn(
+                f"HellaSwag has {n:,} items there, fewer than {measured.hellaswag:,}", stacklevel=2
+            )
         return asdict(found)
 
     def _measure_drift(self, loaded: "Pretrained", measured: Measured) -> dict[str, Any]:

@@ -121,10 +121,10 @@ class Episode:
 
 
 @cache
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that shape an episode, as far as they are installed."""
+def package_versions(packages: tuple[str, ...] = _PACKAGES) -> dict[str, str]:
+    """Versions of packages, by default those that shape an episode, as far as installed."""
     versions = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -171,7 +171,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python, the packages that matter, and the git commit of the working folder if it has one."""
-    found = {"python": sys.version.split()[0], **package_versions()}
+    found = {
+        "python": sys.version.split()[0],
+        **package_versions(),
+        **package_versions(("accelerate", "datasets", "peft", "trl")),
+    }
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5

@@ -51,6 +51,9 @@ class DialogueTrainer(SFTTrainer):
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         return loss
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: a run's folder says what it is, and a draft would name neither base nor data."""
+
     def _can_share(self, model: Any) -> bool:
         """Whether a batch may be read in two parts: with keys and values that can be kept, no
         dropout (of which rows would share a mask), and no loss over the router of experts.

@@ -148,6 +148,12 @@ def test_a_file_without_items_is_refused_before_anything_is_measured(
         RunEvaluation(trained, Measured(hellaswag=1, hellaswag_file=str(tmp_path / name)))
 
 
+def test_fewer_items_than_wanted_are_told(trained: Path, items: Path, tmp_path: Path) -> None:
+    wanted = Measured(n_seen=0, n_unseen=0, hellaswag=7, hellaswag_file=str(items))
+    with pytest.warns(UserWarning, match="HellaSwag has 6 items there, fewer than 7"):
+        RunEvaluation(trained, wanted, base_folder=tmp_path).measure_base()
+
+
 def test_checkpoints_in_between_may_be_measured_with_less(
     trained: Path, items: Path, tmp_path: Path
 ) -> None:

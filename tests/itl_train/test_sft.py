@@ -95,6 +95,8 @@ def test_an_adapter_is_trained_and_its_base_is_not(world: str, llama: Path, tmp_
     saved = checkpoints(tmp_path / "checkpoints")[-1]
     assert (saved / "adapter_model.safetensors").is_file()
     assert not (saved / "model.safetensors").exists()
+    assert not (tmp_path / "checkpoints" / "README.md").exists(), "it would name no base"
+    assert "trl" in json.loads((tmp_path / "versions.json").read_text())
     assert all(row["tokens_per_s"] > 0 for row in found if "loss" in row)
 
 
