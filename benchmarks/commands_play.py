@@ -20,7 +20,7 @@ from itl_env.episode import (
     read_episodes,
     unfinished,
 )
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError, EnvironmentFailure, ITLError
 from itl_env.files import read_json, write_text
 from itl_env.recall import Mode, RecallTask, max_queries_of
 
@@ -138,12 +138,9 @@ def run_rollout(config: Rollout) -> None:
         write_text(_flags_file(config), json.dumps(_flags(config)) + "\n")
         try:
             append_episodes(counted(track(played, "episodes", total), count), config.out)
-        except ITLError as error:  # a server that died, say
-            if not count.asked:
-                raise
-            raise type(error)(
-                f"{error} {count.asked:,} episodes are kept; the same command goes on."
-            ) from error
+        except EnvironmentFailure as error:  # a server that died, or the database
+            kept = f"{count.asked:,} episodes are kept; the same command goes on."
+            raise EnvironmentFailure(f"{error} {kept}") from error
         _flags_file(config).unlink()
         task.close()
     print(f"{agent.name}, {config.mode}: {describe(count)}")

@@ -10,6 +10,7 @@ environment and database, HellaSwag, and drift from the base. Each part is writt
 import gzip
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -374,12 +375,12 @@ def _check_items(file: Path) -> None:
         with (gzip.open if is_packed else open)(file, "rb") as lines:
             first = json.loads(lines.readline())
         there = isinstance(first, dict) and first.keys() >= {"query", "choices", "gold"}
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error):
+        there = False
     except OSError as error:
         raise ConfigError(
             f"Cannot read items of HellaSwag from {file}: {error.strerror}."
         ) from None
-    except (ValueError, EOFError):
-        there = False
     if not there:
         raise ConfigError(
             f"{file} holds no items of HellaSwag: each line is to be a JSON object with query, "

@@ -87,7 +87,7 @@ LOOK_UP = {"n_steps": 60, "evaluate_every": 0.08, "checkpoint_every": 0.16}  # o
 CHOSEN = """\
 Rate and batch of the in-weight runs were chosen among six short runs with 100 facts of another
 world (seed 1). In-tool, 60 steps were set after 40 had led to 95 of 100 unseen facts with an
-adapter, in the world that is reported here; the 400 of the table had not been asked."""
+adapter; these are among the 400 that are reported here."""
 PRESETS = {
     "smoke": Plan(
         {"": (Job("in-weight", 4, {"n_steps": 40, "lora_rank": 0, "lr": 5e-3}),

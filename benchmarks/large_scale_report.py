@@ -42,7 +42,9 @@ Brackets are 95% intervals: recall Wilson's, clustered by person; HellaSwag rela
 paired over the same {measured["hellaswag"]:,} items; TV and KL clustered by prompt. TV and KL are
 those of the whole vocabulary, KL(base || model) in nats, at each token of what the base answers to
 {measured["drift"]} general prompts (at most {measured["drift_tokens"]} tokens each). No interval is
-corrected for the number of them, and none holds what another seed would change.
+corrected for the number of them, and none holds what another seed would change. Differences of TV
+are over the same prompts, whose answers by the base differ a little between machines; those who
+know have also taken more steps, the more so the more they know.
 
 {result["chosen"]}
 
@@ -82,7 +84,8 @@ def claim(rows: Sequence[Row]) -> str:
             if (looked_up["mode"], looked_up["trained"]) == ("in-tool", knows["trained"]):
                 said.append(
                     f"- {model}, {knows['trained']}: of the model that knows "
-                    f"{knows['n_facts']:,.0f} facts, beside the one that looks up, TV "
+                    f"{knows['n_facts']:,.0f} facts, beside the one that looks up "
+                    f"{looked_up['n_facts']:,.0f}, TV "
                     f"{_change(looked_up, knows, 'is more', 'is less', 'is not clearly other')}."
                 )
     return "\n".join(said) or "Nothing was measured from which the paper's claim could be judged."
@@ -115,7 +118,7 @@ def _line(row: Row) -> tuple[str, ...]:
     """A run's line of the table."""
     return (
         row["model"], row["mode"], row["trained"], f"{row['n_facts']:,.0f}",
-        f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f} ({row['threads']:.0f})",
+        f"{row['step']:,.0f}", f"{row['training_seconds'] / 60:.1f} ({number(row.get('threads'))})",
         _share(row, "seen"), _share(row, "unseen"), _hellaswag(row, ""), _relative(row),
         _with_interval(row, "tv"), _with_interval(row, "kl"), number(row.get("steps_to_recall")),
         f"{evaluated_every(row):,}", _published(row),

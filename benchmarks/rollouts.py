@@ -60,6 +60,11 @@ def make_agent(
         place, run = str(checkpoint), run_settings(Path(name))
     else:
         check_model(name, among=SCRIPTED)
+    if system and (run.get("system") or run.get("calls") == "native"):
+        raise ConfigError(
+            f"{name} was trained under a system message or with calls of its own; leave out "
+            "--protocol."
+        )
     from itl_agents.huggingface import HFAgent
 
     quiet_transformers()

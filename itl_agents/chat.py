@@ -13,7 +13,7 @@ from itl_agents.native_calls import FIND, read_call
 from itl_env.actions import Lookup, parse_lookup
 from itl_env.dialogue import lookup_query
 from itl_env.episode import Completion
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.recall import RecallTask
 
 ReplyRole = Literal["user", "tool"]
@@ -35,7 +35,7 @@ def protocol(task: RecallTask) -> str:
     )
 
 
-class ServerFailure(ITLError):  # noqa: N818 - like EnvironmentFailure, no one's wrong answer
+class ServerFailure(EnvironmentFailure):
     """A server that does not answer; what it has not answered is never scored."""
 
 

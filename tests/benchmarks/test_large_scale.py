@@ -144,8 +144,8 @@ def test_the_claim_is_told_with_intervals() -> None:
     ]
     looks_up = {**known(1_000, 0.5, 1.0, 0.7), "mode": "in-tool"}
     assert claim([looks_up, known(100, 1.0, 2.0, 1.4)]).splitlines() == [
-        "- m, all weights: of the model that knows 100 facts, beside the one that looks up, TV is "
-        "more, by +0.073 [+0.045, +0.102] over the same prompts.",
+        "- m, all weights: of the model that knows 100 facts, beside the one that looks up 1,000, "
+        "TV is more, by +0.073 [+0.045, +0.102] over the same prompts.",
     ]
     assert not claim([{**looks_up, "trained": "rank 16"}, known(100, 1.0, 2.0)]).startswith("-")
     assert "TV falls, by" in claim([known(100, 3.0, 4.0), known(500, 1.0, 2.1)])

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def figures(name: str) -> dict[str, Any]:
         ("scaling/scaling.json", "scaling.md", scaling.report),
         ("quickstart/results.json", "report.md", quickstart.report),
         ("quickstart-model/results.json", "report.md", quickstart_model.report),
+        ("quickstart-model-seed-1/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
     ],
 )
@@ -87,7 +89,7 @@ def test_the_readme_says_how_fast_a_pretrained_model_is_taught_and_asked() -> No
     library, usual = (found["memory_mb"][side] / 1_000 for side in ("library", "usual"))
     text = " ".join(README.split())
     assert f"look facts up {two_digits(training)} times as fast as by TRL's" in text
-    assert f"float32; {two_digits(in_bfloat16)} in bfloat16)" in text
+    assert f"float32; {two_digits(in_bfloat16)} with bfloat16 here and float32 there)" in text
     assert f"within {library:.1f} GB instead of {usual:.1f}" in text
     assert round(asking) == 9
     assert "a ninth of the time" in text
@@ -113,7 +115,10 @@ def test_the_readme_says_how_the_quickstart_went_with_a_pretrained_model() -> No
         f"{seconds['train in-tool'] / 60:.1f} of them for training"
     ) in text
     assert f"of {after['asked']} questions" in text
-    assert f"it answers {share} exactly, and {100 * before['recall']:.1f}% before" in text
+    assert f"the model answers {share} exactly, and {100 * before['recall']:.1f}% before" in text
+    _, other = figures("quickstart-model-seed-1/results.json")["rows"]
+    share = interval(other["recall"], other["low"], other["high"])
+    assert f"with `--seed 1`, another world, {share}." in text
 
 
 def test_the_readme_says_what_knowing_and_looking_up_cost_a_pretrained_model() -> None:
@@ -130,7 +135,7 @@ def test_the_readme_says_what_knowing_and_looking_up_cost_a_pretrained_model() -
     changes = sorted(100 * row["hellaswag_acc_change"] for row in looks_up)
     assert f"changes by {changes[0]:+.1f} to {changes[-1]:+.1f} points" in text
     lowest = min(100 * row["hellaswag_acc_change_low"] for row in looks_up)
-    assert f"no interval goes below {lowest:.1f}." in text
+    assert f"and no interval goes below {lowest:.1f}." in text
     minutes = [row["training_seconds"] / 60 for row in (*looks_up, *knows)]
     assert [row["threads"] for row in (*looks_up, *knows)] == [1, 1, 1, 1, 2, 2]
     assert f"in {min(minutes[:3]):.0f} to {max(minutes[:3]):.0f} minutes on one core" in text
@@ -140,19 +145,28 @@ def test_the_readme_says_what_knowing_and_looking_up_cost_a_pretrained_model() -
     one, *two = (f"{each:.0f}" for each in minutes[3:])
     assert f"took {one} minutes on one core, {listed(two)} on two" in text
     said = listed([f"{100 * row['hellaswag_acc_change']:+.1f}" for row in knows])
-    assert f"HellaSwag by {said} points, none of them clearly" in text
+    assert f"HellaSwag by {said} points, where every interval holds 0" in text
     for row in knows:
         assert row["hellaswag_acc_change_low"] <= 0 <= row["hellaswag_acc_change_high"]
     drifts = listed([f"{row['drift_tv']:.3f}" for row in knows])
     assert f"TV from the base is {drifts} if the facts are known" in text
-    adapter, same_rate, low_rate = looks_up
+    by_way = {row["trained"]: row for row in looks_up}
+    adapter, low_rate = by_way["rank 16 at 0.001"], by_way["all weights at 0.0001"]
+    same_rate = by_way["all weights at 0.0003"]
     more = []
     for row in knows:
         difference, error = paired_drift(same_rate, row)
         more.append(interval_text(difference, Z * error))
-    assert f"which is {listed(more)} more than if they are looked up" in text
-    assert f"at 1e-4 ends at {low_rate['drift_tv']:.3f}, and an adapter" in text
-    assert f"at 1e-3 at {adapter['drift_tv']:.3f}." in text
+    assert f"and is {listed(more)} more than if they are looked up" in text
+    grows = []
+    for fewer, facts in pairwise(knows):
+        difference, error = paired_drift(fewer, facts)
+        low, high = difference - Z * error, difference + Z * error
+        grows.append(f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+    assert f"growing by {grows[0]} and then by {grows[1]}" in text
+    assert (low_rate["step"], adapter["step"]) == (40, 60)
+    assert f"all weights at 1e-4 TV is {low_rate['drift_tv']:.3f}, after 60" in text
+    assert f"of an adapter at 1e-3 {adapter['drift_tv']:.3f}." in text
 
 
 def interval_text(mean: float, half: float) -> str:
