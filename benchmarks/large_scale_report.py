@@ -24,6 +24,7 @@ def report(result: Mapping[str, Any]) -> str:
     bases = {(row["model"], row["mode"]): row for row in reversed(rows)}
     lines = [_base_line(row) for _, row in sorted(bases.items())] + [_line(row) for row in rows]
     measured = result["measured"]
+    chosen = f"{result['chosen']}\n\n" if result["chosen"] else ""
     return f"""# What does it cost a pretrained model to know facts, or to look them up?
 
 ![HellaSwag, drift and steps against facts](facts.png)
@@ -46,9 +47,7 @@ corrected for the number of them, and none holds what another seed would change.
 are over the same prompts, whose answers by the base differ a little between machines; those who
 know have also taken more steps, the more so the more they know.
 
-{result["chosen"]}
-
-{claim(rows)}
+{chosen}{claim(rows)}
 
 ![recall, HellaSwag and drift against steps](steps.png)
 

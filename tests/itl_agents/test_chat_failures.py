@@ -103,7 +103,11 @@ def test_a_server_that_stays_busy_has_failed(server: FailingServer) -> None:
     ("status", "why", "told"),
     [
         (401, {"error": {"message": "bad key"}}, "refuses the key; set OPENAI_API_KEY.*bad key"),
-        (404, {"detail": "unknown model"}, "has no model 'm', or no chat there.*unknown model"),
+        (
+            404,
+            {"detail": "unknown model"},
+            "has no model 'm', or no chat there; its URL .*/v1.*unknown model",
+        ),
         (400, "seed is odd", "does not take the request: .*seed is odd"),
     ],
 )
