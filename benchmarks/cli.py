@@ -141,6 +141,12 @@ COMMANDS = {
         resumes=True,
     ),
     "sweep status": _own("sweep", "say how a sweep stands", "SweepStatus", "sweep_status"),
+    "toolcall data": _own(
+        "toolcall",
+        "make data of tool calling, verified by execution and split",
+        "ToolcallData",
+        "toolcall_data",
+    ),
     "bench list": _own("train", "list the studies", "BenchList", "bench_list"),
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }

@@ -10,15 +10,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from itl_env.dialogue import Message
 from itl_env.episode import Completion, Episode
-from itl_env.facts import Fact
-from itl_env.recall import RecallTask
 from itl_env.streams import bits, key
+from itl_env.task import Task
+
+Asked = TypeVar("Asked")
 
 
 class Conversation(NamedTuple):
@@ -50,29 +51,29 @@ class Agent(Protocol):
 
 def rollout(
     agent: Agent,
-    task: RecallTask,
-    facts: Iterable[Fact],
+    task: Task[Asked],
+    asked: Iterable[Asked],
     *,
     seed: int = 0,
     lanes: int = 256,
     first: int = 0,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Iterator[Episode]:
-    """Play one episode for each fact and yield them in the order of the facts.
+    """Play one episode for each fact or sample that is asked, and yield them in order.
 
-    Episode i depends on (seed, i) and the i-th fact only, whatever the number of lanes: lanes are
-    episodes played side by side, which leave as they end.
+    Episode i depends on (seed, i) and what is asked in it only, whatever the number of lanes: lanes
+    are episodes played side by side, which leave as they end.
 
-    facts: read as they are needed, `lanes` at a time.
-    first: the index of the first episode, to go on with a rollout whose facts before it are played.
+    asked: read as it is needed, `lanes` at a time.
+    first: the index of the first episode, to go on with a rollout whose first ones are played.
     on_episode: called with each episode before it is yielded.
 
     Raises ValueError if `lanes` is not positive or the agent returns another number of
-    completions than it was asked for, and EnvironmentFailure if the database fails.
+    completions than it was asked for, and EnvironmentFailure if the database or a tool fails.
     """
     if lanes < 1:
         raise ValueError(f"lanes is {lanes}; it must be at least 1.")
-    for wave in _waves(facts, lanes):
+    for wave in _waves(asked, lanes):
         for episode in _play(agent, task, wave, seed, first):
             if on_episode is not None:
                 on_episode(episode)
@@ -81,10 +82,10 @@ def rollout(
 
 
 def _play(
-    agent: Agent, task: RecallTask, facts: Sequence[Fact], seed: int, first: int
+    agent: Agent, task: Task[Asked], asked: Sequence[Asked], seed: int, first: int
 ) -> list[Episode]:
     """Episodes first, first + 1, ... side by side."""
-    states = task.start(facts)
+    states: list[Any] = list(task.start(asked))
     said: list[tuple[Completion, ...]] = [()] * len(states)
     episodes: list[Episode | None] = [None] * len(states)
     live = list(range(len(states)))
@@ -121,7 +122,7 @@ def _play(
     return [episode for episode in episodes if episode is not None]
 
 
-def _waves(facts: Iterable[Fact], size: int) -> Iterator[list[Fact]]:
-    remaining = iter(facts)
+def _waves(asked: Iterable[Asked], size: int) -> Iterator[list[Asked]]:
+    remaining = iter(asked)
     while wave := list(islice(remaining, size)):
         yield wave

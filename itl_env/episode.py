@@ -17,6 +17,7 @@ from itl_env.dialogue import Message
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
 from itl_env.files import check_place, whole_file
+from itl_env.samples import Sample, Step
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("itl", "gymnasium", "sqlalchemy", "torch", "transformers")
@@ -47,11 +48,41 @@ class Completion(NamedTuple):
     kind: Literal["query", "answer"] | None = None
 
 
+class ToolTurn(NamedTuple):
+    """What one turn of tool calling came to.
+
+    call: the call, if it was one. result: what the tool replied to it.
+    final: the answer, if it was one.
+    error: the code of what was wrong with the turn or the call.
+    bare: whether the turn held its JSON object and nothing else.
+    """
+
+    call: Step | None = None
+    result: str | None = None
+    final: str | None = None
+    error: str | None = None
+    bare: bool = False
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the turn was an object of one of the forms."""
+        return self.call is not None or self.final is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The turn as plain JSON values."""
+        return {**self._asdict(), "call": self.call and self.call._asdict()}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> "ToolTurn":
+        """The inverse of `to_dict`; raises TypeError on a row of another shape."""
+        return cls(**{**row, "call": row["call"] and Step(**row["call"])})
+
+
 @dataclass(frozen=True, slots=True)
 class Episode:
     """A finished episode.
 
-    fact: the fact asked for, with its gold value.
+    fact: the fact asked for, with its gold value; in tool calling see `Sample.fact`.
     messages: the whole dialogue, in order.
     completions: one for each assistant message, as the agent produced it.
     answer: the value read from the final turn; None if the episode ended without an answer.
@@ -59,6 +90,7 @@ class Episode:
     error: the code of the last error reply, or None.
     index, seed: the episode's place in its rollout and the rollout's seed.
     aliases: other ways to write the fact's value, which are as right.
+    sample, turns: what was asked in tool calling, and what each turn came to.
     """
 
     fact: Fact
@@ -75,6 +107,8 @@ class Episode:
     agent: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    sample: Sample | None = None
+    turns: tuple[ToolTurn, ...] = ()
 
     def to_json(self) -> str:
         """One line of JSONL (without the newline), with the schema's version."""
@@ -97,6 +131,16 @@ class Episode:
             "error": self.error,
             "versions": dict(self.versions),
             **({"aliases": list(self.aliases)} if self.aliases else {}),
+            **self._tool_fields(),
+        }
+
+    def _tool_fields(self) -> dict[str, Any]:
+        """What episodes of tool calling hold besides."""
+        if self.sample is None:
+            return {}
+        return {
+            "sample": self.sample.to_dict(),
+            "turns": [turn.to_dict() for turn in self.turns],
         }
 
     @classmethod
@@ -117,6 +161,8 @@ class Episode:
             agent=row["agent"],
             versions=row["versions"],
             aliases=tuple(row.get("aliases", ())),
+            sample=Sample.from_dict(row["sample"]) if "sample" in row else None,
+            turns=tuple(map(ToolTurn.from_dict, row.get("turns", ()))),
         )
 
 
@@ -222,5 +268,5 @@ def read_episodes(path: str | Path) -> Iterator[Episode]:
                 )
             try:
                 yield Episode.from_dict(row)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, ConfigError) as error:
                 raise ITLError(f"{where} is not a whole episode: {error!r}.") from None

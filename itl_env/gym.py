@@ -29,7 +29,8 @@ from itl_env.gym_shared import (
     warn_no_render,
 )
 from itl_env.gym_vector import FactRecallVectorEnv
-from itl_env.recall import RecallTask, Reply
+from itl_env.recall import RecallTask, State
+from itl_env.task import Reply
 from itl_env.unicode_text import UnicodeText
 
 __all__ = ["FactRecallEnv", "FactRecallVectorEnv", "TextActions", "UnicodeText"]
@@ -112,7 +113,7 @@ class FactRecallEnv(gymnasium.Env[str, Any]):
 
     observation_space: UnicodeText
     task: RecallTask
-    reply: Reply | None
+    reply: Reply[State] | None
     """The last reply, with the episode's state; None before the first reset."""
 
     def __init__(self, database: str, *, render_mode: str | None = None, **arguments: Any) -> None:

@@ -16,7 +16,8 @@ from itl_env.database import FactDatabase
 from itl_env.dialogue import Dialect, Style
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
-from itl_env.recall import RecallTask, Reply, State
+from itl_env.recall import RecallTask, State
+from itl_env.task import Reply, S
 from itl_env.unicode_text import UnicodeText
 
 METADATA = {"render_modes": ["ansi"], "render_fps": 1}
@@ -26,7 +27,7 @@ QUERY, ANSWER = 0, 1  # the kinds of action
 _ROOM_FOR_ERRORS = 256
 
 # The values of an info, from the last reply.
-INFO: dict[str, Callable[[Reply], Any]] = {
+INFO: dict[str, Callable[[Reply[State]], Any]] = {
     "name": lambda reply: reply.state.fact.name,
     "attribute": lambda reply: reply.state.fact.attribute,
     "n_queries": lambda reply: reply.state.n_queries,
@@ -43,7 +44,7 @@ def reward_parts(task: RecallTask) -> list[str]:
     return [component.name for component in task.rubric.components]
 
 
-def info_of(task: RecallTask, reply: Reply) -> dict[str, Any]:
+def info_of(task: RecallTask, reply: Reply[State]) -> dict[str, Any]:
     """The info of one environment, with the same keys at every step."""
     info = {key: get(reply) for key, get in INFO.items()}
     info["rewards"] = {part: reply.rewards.get(part, 0.0) for part in reward_parts(task)}
@@ -116,7 +117,7 @@ def spaces_of(task: RecallTask) -> tuple[UnicodeText, spaces.Dict]:
     return observations, spaces.Dict(kind=kinds, text=UnicodeText(task.max_length))
 
 
-def begin(task: RecallTask, facts: Sequence[Fact], space: UnicodeText) -> list[Reply]:
+def begin(task: RecallTask, facts: Sequence[Fact], space: UnicodeText) -> list[Reply[State]]:
     """The opening of an episode about each fact, as a reply that is the question."""
     replies = []
     for state in task.start(facts):
@@ -169,7 +170,7 @@ def pinned_fact(
     return task.fact_about(*given)
 
 
-def live_state(reply: Reply | None) -> State:
+def live_state(reply: Reply[S] | None) -> S:
     """The state that an action can be played in; raises ResetNeeded if there is none."""
     if reply is None:
         raise ResetNeeded("Call reset() before step().")
@@ -196,7 +197,7 @@ def warn_no_render() -> None:
     gymnasium.logger.warn('Nothing is rendered: make the environment with render_mode="ansi".')
 
 
-def dialogue_text(reply: Reply | None) -> str:
+def dialogue_text(reply: Reply[Any] | None) -> str:
     """The dialogue so far, one line a message; raises ResetNeeded before the first."""
     if reply is None:
         raise ResetNeeded("Call reset() before render().")

@@ -27,7 +27,8 @@ from itl_env.gym_shared import (
     spaces_of,
     warn_no_render,
 )
-from itl_env.recall import RecallTask, Reply, State
+from itl_env.recall import RecallTask, State
+from itl_env.task import Reply
 from itl_env.unicode_text import UnicodeText
 
 
@@ -66,7 +67,7 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
 
     single_observation_space: UnicodeText
     task: RecallTask
-    replies: list[Reply | None]
+    replies: list[Reply[State] | None]
     """The last reply of each lane, with its state; None before the lane's first reset."""
 
     def __init__(
@@ -156,7 +157,7 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         waiting = set(resets)
         lanes = [i for i in range(n) if i not in waiting] if resets else list(range(n))
         states = [live_state(self.replies[i]) for i in lanes]
-        replies = cast("list[Reply]", list(self.replies))
+        replies = cast("list[Reply[State]]", list(self.replies))
         for lane, reply in zip(lanes, self._advance(states, lanes, actions), strict=True):
             replies[lane] = reply
         self._ask(replies, resets)
@@ -228,7 +229,7 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         for lane, question in zip(lanes, questions, strict=True):
             replies[lane] = question
 
-    def _advance(self, states: list[State], lanes: list[int], actions: Any) -> list[Reply]:
+    def _advance(self, states: list[State], lanes: list[int], actions: Any) -> list[Reply[State]]:
         raw = not isinstance(actions, Mapping)
         texts = actions if raw else actions["text"]
         kinds = None if raw else np.asarray(actions["kind"]).tolist()
@@ -242,13 +243,15 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
     def _observations(self) -> tuple[str, ...]:
         return tuple("" if reply is None else reply.observation for reply in self.replies)
 
-    def _infos(self, replies: Sequence[Reply | None], lanes: Sequence[int]) -> dict[str, Any]:
+    def _infos(
+        self, replies: Sequence[Reply[State] | None], lanes: Sequence[int]
+    ) -> dict[str, Any]:
         """What `VectorEnv._add_info` makes of the infos of `lanes`, column by column."""
         if not lanes:
             return {}
         mask = np.zeros(self.num_envs, dtype=np.bool_)
         mask[lanes] = True
-        chosen = [cast(Reply, replies[lane]) for lane in lanes]
+        chosen = [cast("Reply[State]", replies[lane]) for lane in lanes]
 
         def column(values: list[Any]) -> np.ndarray:
             kind = type(values[0]) if type(values[0]) in (int, float) else object
@@ -266,7 +269,7 @@ class FactRecallVectorEnv(VectorEnv[tuple[str, ...], Any, np.ndarray]):
         infos = {key: column([get(reply) for reply in chosen]) for key, get in INFO.items()}
         return masked(infos | {"rewards": masked(rewards)})
 
-    def _final(self, replies: Sequence[Reply], ended: list[int]) -> dict[str, Any]:
+    def _final(self, replies: Sequence[Reply[State]], ended: list[int]) -> dict[str, Any]:
         """The last observations and infos of episodes that are reset in the step they end in."""
         if not ended:
             return {}

@@ -50,6 +50,7 @@ from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.facts import Fact
 from itl_env.rubric import rubric_named
 from itl_env.sql import SqlGate, SqlRejected, format_rows
+from itl_env.task import Reply
 
 Mode = Literal["in-tool", "in-weight"]
 
@@ -75,22 +76,6 @@ class State(NamedTuple):
     def done(self) -> bool:
         """Whether the episode has ended."""
         return self.stop_reason is not None
-
-
-class Reply(NamedTuple):
-    """What the task says to one action.
-
-    observation: the database's words; empty once the episode has ended by an answer.
-    error_code: stable code of what was wrong with the action, or None.
-    rewards: the parts of the reward, filled when the episode ends.
-    """
-
-    state: State
-    observation: str
-    reward: float
-    done: bool
-    error_code: str | None
-    rewards: dict[str, float]
 
 
 class _Outcome(NamedTuple):
@@ -281,7 +266,7 @@ class RecallTask:
         states: Sequence[State],
         actions: Sequence[Action],
         turns: Sequence[str] | None = None,
-    ) -> list[Reply]:
+    ) -> list[Reply[State]]:
         """Play one action in each lane; any subset of lanes may be given.
 
         turns: the assistant turns as they were written, for the record; by default what an expert
@@ -372,7 +357,9 @@ class RecallTask:
             )
         return _Outcome(text)
 
-    def _reply(self, state: State, action: Action, turn: str, outcome: _Outcome | None) -> Reply:
+    def _reply(
+        self, state: State, action: Action, turn: str, outcome: _Outcome | None
+    ) -> Reply[State]:
         messages = (*state.messages, Message("assistant", turn))
         n_turns = state.n_turns + 1
         if isinstance(action, Answer) and outcome is None:
@@ -412,7 +399,7 @@ class RecallTask:
 
     def episode(
         self,
-        reply: Reply,
+        reply: Reply[State],
         completions: Sequence[Completion],
         *,
         index: int = 0,

@@ -14,12 +14,15 @@ library's generators or distributions: the same seed gives the same values with 
 import hashlib
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 U64 = NDArray[np.uint64]
+Item = TypeVar("Item")
+_MASK = 2**64 - 1
 
 # A Feistel network of four rounds is already a strong permutation if its round functions are ideal
 # (Luby and Rackoff, 1988); two more make up for ours, a mixer and not a cipher, on small domains.
@@ -48,6 +51,42 @@ def bits(key: int, counters: NDArray[Any]) -> U64:
     x *= 0x94D049BB133111EB
     x ^= x >> 31
     return x
+
+
+class Draws:
+    """Draws for one item of a stream, one after the other: those of `bits` from its counter on.
+
+    For work that draws a number at a time, where arrays would cost more than they save.
+
+        >>> draws = Draws(key(0, "doc"), 3)
+        >>> draws.below(10), draws.between(5, 7), draws.choice("abc")
+        (5, 7, 'b')
+    """
+
+    def __init__(self, key: int, item: int) -> None:
+        """item: from 0 up; it has room for 65,536 draws."""
+        self._key = key
+        self._counter = item << 16
+
+    def bits(self) -> int:
+        """The next 64 uniform bits."""
+        self._counter += 1
+        x = (self._counter * 0x9E3779B97F4A7C15 + self._key) & _MASK
+        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+        x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _MASK
+        return x ^ (x >> 31)
+
+    def below(self, n: int) -> int:
+        """A draw from range(n)."""
+        return self.bits() * n >> 64
+
+    def between(self, low: int, high: int) -> int:
+        """A draw from low to high, both included."""
+        return low + self.below(high - low + 1)
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """One of the items."""
+        return items[self.below(len(items))]
 
 
 def uniform_index(key: int, counters: NDArray[Any], n: int) -> U64:

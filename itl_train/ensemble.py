@@ -26,14 +26,16 @@ from itl_train.checkpoint import (
     what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
-from itl_train.memory import UNWATCHED, OnMetrics, Tasks, recorded
+from itl_train.memory import Tasks, recorded
 from itl_train.memory_config import MemoryConfig
+from itl_train.nano_run import OnMetrics
 from itl_train.run_folder import RunFolder
 from itl_train.sources import exposures, open_plan
 from itl_train.step import check_compiler, compiled, ensemble_step, learning_rates, make_optimizers
 from itl_train.team import check_device
 from itl_train.threads import threads
 from itl_train.watch import Watch
+from itl_train.watch_config import UNWATCHED
 
 OWN = ("database", "seed", "lr", "muon_lr", "n_steps")
 """The settings in which members may differ."""

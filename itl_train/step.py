@@ -15,7 +15,7 @@ from itl_agents.nanollama.model import Block
 from itl_agents.render import IGNORED
 from itl_env.errors import ConfigError
 from itl_train.batches import Batch
-from itl_train.memory_config import MemoryConfig
+from itl_train.nano_config import NanoConfig
 from itl_train.optim import (
     MemberAdamW,
     Muon,
@@ -32,7 +32,7 @@ BETAS = (0.9, 0.95)
 SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
 
 
-def check_compiler(config: MemoryConfig) -> None:
+def check_compiler(config: NanoConfig) -> None:
     """Raise ConfigError if the model is to be compiled and there is no compiler."""
     wanted = os.environ.get("CXX", "g++")
     if config.compile and not any(shutil.which(name) for name in (wanted, "clang++")):
@@ -46,7 +46,7 @@ def compiled(model: NanoLlama) -> NanoLlama:
     return whole
 
 
-def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: NanoLlama, config: NanoConfig) -> list[torch.optim.Optimizer]:
     """AdamW for embeddings, head and gains; Muon or AdamW for the matrices of the blocks.
 
     Rates are set at each step; those of an ensemble's optimizers are tensors (members,).
@@ -76,7 +76,7 @@ def make_optimizers(model: NanoLlama, config: MemoryConfig) -> list[torch.optim.
     return [torch.optim.AdamW(others, betas=BETAS, weight_decay=decay, fused=True), *muon]
 
 
-def learning_rates(config: MemoryConfig, step: int) -> tuple[float, float]:
+def learning_rates(config: NanoConfig, step: int) -> tuple[float, float]:
     """AdamW's and Muon's at `step` (0-based); 0 when all steps are taken."""
     if step >= config.n_steps:
         return 0.0, 0.0

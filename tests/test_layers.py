@@ -20,7 +20,11 @@ RESERVED = {
     "trl": {"itl_train", "benchmarks"},
 }
 # The world's export writes Hugging Face datasets, when asked to.
-OPTIONAL_IN_ENV = {"export.py": {"datasets", "pyarrow"}, "trivia.py": {"datasets"}}
+OPTIONAL_IN_ENV = {
+    "export.py": {"datasets", "pyarrow"},
+    "trivia.py": {"datasets"},
+    "tool_rows.py": {"datasets"},
+}
 
 
 def imports(path):

@@ -1,0 +1,263 @@
+"""Tool calling as a Gymnasium environment: a thin shell over `ToolCallTask`.
+
+gymnasium.make("itl_env:ITL/ToolCall-v0", categories=["calculator", "no_tool"], level=2)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import gymnasium
+
+from itl_env.connection import holds_password, parse_url
+from itl_env.database import FactDatabase
+from itl_env.dialogue import ERROR_PREFIX
+from itl_env.episode import StopReason
+from itl_env.errors import ConfigError
+from itl_env.executor import Executor, MontyExecutor
+from itl_env.generated import ages, generate
+from itl_env.gym_shared import (
+    METADATA,
+    check_render_mode,
+    dialogue_text,
+    live_state,
+    warn_no_render,
+)
+from itl_env.samples import Category, Sample, load_samples
+from itl_env.task import Reply
+from itl_env.tool_call import INSTRUCTION, ToolCallTask, ToolState
+from itl_env.tools import Calculator, Find, Python, Tool
+from itl_env.unicode_text import UnicodeText
+
+EXECUTORS = ("monty", "subprocess")
+
+
+def make_executor(name: str) -> Executor:
+    """The executor of that name; raises ConfigError if there is none."""
+    if name == "monty":
+        return MontyExecutor()
+    if name == "subprocess":
+        from itl_env.subprocess_executor import SubprocessExecutor
+
+        return SubprocessExecutor()
+    raise ConfigError(f"There is no executor {name!r}; choose among {', '.join(EXECUTORS)}.")
+
+
+def build_tool_task(
+    *,
+    data: str | None = None,
+    categories: Sequence[Category] = ("calculator", "python_exec", "no_tool"),
+    level: int = 1,
+    n: int = 1_000,
+    data_seed: int = 0,
+    database: str | None = None,
+    max_turns: int = 1,
+    rubric: str = "outcome",
+    instruction: str = INSTRUCTION,
+    max_length: int = 4000,
+    executor: str = "monty",
+) -> ToolCallTask:
+    """The task of JSON arguments; see `ToolCallEnv`. Raises ConfigError and DatabaseError."""
+    tools: list[Tool] = [Calculator(), Python(make_executor(executor))]
+    facts = None
+    if database is not None:
+        url = parse_url(database)
+        if holds_password(url):
+            raise ConfigError(
+                "The database URL of an environment may not hold a password: leave it out and "
+                "give it in PGPASSWORD or ~/.pgpass."
+            )
+        facts = FactDatabase(url)
+        tools.append(Find(facts))
+    if data is not None:
+        samples = load_samples(data)
+    else:
+        if n < 1:
+            raise ConfigError(f"n is {n}; it must be at least 1.")
+        samples = _generated(n, data_seed, categories, level, facts)
+    return ToolCallTask(
+        samples,
+        tools=tools,
+        max_turns=max_turns,
+        rubric=rubric,
+        instruction=instruction,
+        max_length=max_length,
+    )
+
+
+def _generated(
+    n: int,
+    seed: int,
+    categories: Sequence[Category],
+    level: int,
+    facts: FactDatabase | None,
+) -> list[Sample]:
+    """N samples, of which `mixed` ones take their share of the categories."""
+    if "mixed" not in categories:
+        return list(generate(n, seed, categories=categories, level=level))
+    if facts is None:
+        raise ConfigError("The category 'mixed' looks facts up; name a database.")
+    others = [each for each in categories if each != "mixed"]
+    n_mixed = n // len(categories) if others else n
+    mixed = list(ages(facts, n_mixed, seed))
+    if not others:
+        return mixed
+    return [*generate(n - n_mixed, seed, categories=others, level=level), *mixed]
+
+
+class ToolCallEnv(gymnasium.Env[str, str]):
+    """Given a prompt, an agent writes JSON: a call of a tool, or the final answer.
+
+    ## Action space
+
+    `UnicodeText(max_length)`: one turn, which is to be `{"final": "text"}`, `{"tool": "calculator",
+    "args": {"expression": "..."}}` or `{"tool": "python", "args": {"code": "..."}}`; with a
+    database also `{"tool": "find", "args": {"attribute": "...", "name": "..."}}`. The JSON is what
+    lies between the first `{` and the last `}`. No text raises: what cannot be read or run gets an
+    error reply, and a turn is spent.
+
+    ## Observation space
+
+    `UnicodeText`: the prompt at reset, then the tool's reply; empty after a final answer.
+
+    ## Reward and end of an episode
+
+    By the rubric (see `itl_env.rubric`); with `outcome` 1.0 if what was executed, or answered where
+    no tool is needed, is right. With `max_turns=1` the first turn ends the episode, and the result
+    of its call is the answer; with more an episode terminates with `{"final": ...}`, and is
+    truncated when the turns are spent without one.
+
+    ## Reset
+
+    A seed picks a sample, the same on every machine. `options={"sample": "id"}` asks that one.
+
+    ## Info
+
+    Always `id`, `category`, `n_queries`, `error_code`, `stop_reason`, `answer`, `gold` and
+    `rewards`; what is not to be known before the end is None, a reward 0.0.
+
+    ## Arguments
+
+    All are JSON values, so that specs can be saved.
+
+    data: a file of samples; without one, n samples are generated under data_seed, of categories
+        (with a database also "mixed": look up, then compute) at a level of 1 to 4.
+    database: a fact database that the tool `find` looks into: a path, or a URL without password.
+    executor: of Python: "monty", without files and network, or "subprocess", CPython contained as
+        far as the system allows.
+    max_turns, rubric, instruction, max_length: as in `ToolCallTask`.
+    render_mode: "ansi" gives the dialogue so far, one line a message.
+
+    ## Example
+
+    >>> import gymnasium
+    >>> env = gymnasium.make("itl_env:ITL/ToolCall-v0", categories=["calculator"], instruction="")
+    >>> prompt, info = env.reset(options={"sample": "calculator-1-0-0"})
+    >>> prompt
+    'Subtract 14 from 36.'
+    >>> turn = '{"tool": "calculator", "args": {"expression": "36 - 14"}}'
+    >>> reply, reward, terminated, truncated, info = env.step(turn)
+    >>> reply, reward, terminated
+    ('22', 1.0, True)
+    >>> env.close()
+
+    ## Version history
+
+    * v0: first version.
+    """
+
+    metadata = METADATA
+
+    task: ToolCallTask
+    reply: Reply[ToolState] | None
+    """The last reply, with the episode's state; None before the first reset."""
+
+    def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
+        check_render_mode(render_mode)
+        self._wrap(build_tool_task(**arguments), render_mode, owned=True)
+
+    @classmethod
+    def from_task(cls, task: ToolCallTask, render_mode: str | None = None) -> Self:
+        """The environment of a task that exists already, which `close` leaves open."""
+        check_render_mode(render_mode)
+        self = cls.__new__(cls)
+        self._wrap(task, render_mode, owned=False)
+        return self
+
+    def _wrap(self, task: ToolCallTask, render_mode: str | None, owned: bool) -> None:
+        self.task, self.render_mode, self._owned = task, render_mode, owned
+        longest = max(len(task.question(sample)) for sample in task.samples)
+        room = len(ERROR_PREFIX) + task.max_length
+        self.observation_space: UnicodeText = UnicodeText(max(longest, room))
+        self.action_space: UnicodeText = UnicodeText(task.max_length)
+        self._by_id = {sample.id: sample for sample in task.samples}
+        self.reply = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Give a prompt; raises ConfigError for options that it does not know."""
+        super().reset(seed=seed)
+        sample = self._pinned(options)
+        if sample is None:
+            # Of raw bits, since NumPy's distributions may change between versions.
+            bits = int(self.np_random.bit_generator.random_raw())
+            sample = self.task.samples[bits * len(self.task) >> 64]
+        (state,) = self.task.start([sample])
+        self.reply = Reply(state, state.messages[0].content, 0.0, False, None, {})
+        return self.reply.observation, self._info(self.reply)
+
+    def _pinned(self, options: Mapping[str, Any] | None) -> Sample | None:
+        """The sample that the options ask for, if they do."""
+        given = dict(options or {})
+        name = given.pop("sample", None)
+        if given:
+            raise ConfigError(f"There is no reset option {min(given)!r}; there is sample.")
+        if name is None:
+            return None
+        if name not in self._by_id:
+            raise ConfigError(f"There is no sample {name!r}.")
+        return self._by_id[name]
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Play one turn."""
+        state = live_state(self.reply)
+        (self.reply,) = self.task.advance([state], [self.task.parse(action)], [action])
+        cut = self.reply.state.stop_reason is StopReason.OUT_OF_TURNS and self.task.max_turns > 1
+        return (
+            self.reply.observation,
+            self.reply.reward,
+            self.reply.done and not cut,
+            cut,
+            self._info(self.reply),
+        )
+
+    def _info(self, reply: Reply[ToolState]) -> dict[str, Any]:
+        """The same keys at every step."""
+        state = reply.state
+        return {
+            "id": state.sample.id,
+            "category": state.sample.category,
+            "n_queries": state.n_queries,
+            "error_code": reply.error_code,
+            "stop_reason": state.stop_reason and state.stop_reason.value,
+            "answer": state.answer,
+            "gold": state.sample.expected_answer if reply.done else None,
+            "rewards": {
+                part.name: reply.rewards.get(part.name, 0.0) for part in self.task.rubric.components
+            },
+        }
+
+    def render(self) -> str | None:
+        """The dialogue so far, one line a message, where `render_mode` is "ansi"."""
+        if self.render_mode is None:
+            warn_no_render()
+            return None
+        return dialogue_text(self.reply)
+
+    def close(self) -> None:
+        """Let go of the tools, unless the task was given."""
+        if self._owned:
+            self.task.close()
+
+
+gymnasium.register("ITL/ToolCall-v0", entry_point="itl_env.gym_tools:ToolCallEnv")

@@ -1,0 +1,118 @@
+"""Rewards of tool calling: the published rules with their holes, and the outcome without them."""
+
+import pytest
+
+from itl_env import Rubric, ToolCallTask
+from itl_env.rubric import is_spelled, read_number, says
+from itl_env.samples import Step
+from itl_env.tools import Calculator, Python
+
+from .test_tool_call import CODE, DAY, STEPS, SUM, play
+
+CALL = '{"tool": "calculator", "args": {"expression": "%s"}}'
+RUN = '{"tool": "python", "args": {"code": "%s"}}'
+
+
+@pytest.fixture(scope="module")
+def task():
+    task = ToolCallTask([SUM, CODE, DAY], tools=[Calculator(), Python()], rubric="classic")
+    yield task
+    task.close()
+
+
+# format, tool, args, length; then the outcome: form and outcome.
+CASES = [
+    (SUM, CALL % "2 + 3", (1, 0.5, 1, 0), (0, 1)),
+    (SUM, CALL % "3+2", (1, 0.5, 1, 0), (0, 1)),
+    (SUM, CALL % "5.0000001 * 1", (1, 0.5, 1, 0), (0, 1)),
+    (SUM, CALL % "2 * 3", (1, 0.5, 0, 0), (0, 0)),
+    (SUM, CALL % "5", (1, 0.5, 1, 0), (0, 0)),  # the published rules pay for a spelled result
+    (SUM, CALL % "2 +", (1, 0.5, 0, 0), (0, 0)),
+    (SUM, "It is " + CALL % "2 + 3", (1, 0.5, 1, -0.2), (0, 1)),
+    (SUM, RUN % "print(2 + 3)", (1, -0.5, 0, 0), (0, 1)),
+    (SUM, RUN % "print(5)", (1, -0.5, 0, 0), (0, 0)),
+    (SUM, '{"tool": "abacus", "args": {"expression": "2 + 3"}}', (1, -0.5, 0, 0), (0, 0)),
+    (SUM, '{"final": "5"}', (1, -0.5, 0, 0), (0, 0)),  # right, but not computed
+    (SUM, "5", (0, 0, 0, -0.2), (-1, 0)),
+    (SUM, '{"final": 5}', (0, 0, 0, 0), (-1, 0)),
+    (SUM, "", (0, 0, 0, -0.2), (-1, 0)),
+    (CODE, RUN % "print( 'abc'[::-1] )  # so", (1, 0.5, 1, 0), (0, 1)),
+    (CODE, RUN % "print(''.join(reversed('abc')))", (1, 0.5, 0, 0), (0, 1)),
+    (CODE, RUN % "print('cba')", (1, 0.5, 0, 0), (0, 0)),
+    (CODE, RUN % "print('abc'[", (1, 0.5, 0, 0), (0, 0)),
+    (DAY, '{"final": "Tuesday"}', (1, 0.5, 0, 0), (0, 1)),
+    (DAY, '{"final": ""}', (1, 0.5, 0, 0), (0, 0)),  # the published rules do not read answers
+    (DAY, CALL % "1 + 1", (1, -0.5, 0, 0), (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("sample", "turn", "classic", "outcome"), CASES)
+def test_both_rubrics_pay_by_their_rules(task, sample, turn, classic, outcome):
+    reply = play(task, sample, turn)
+    assert tuple(reply.rewards.values()) == pytest.approx(classic)
+    assert list(reply.rewards) == ["format", "tool", "args", "length"]
+    assert reply.reward == pytest.approx(sum(classic))
+    total, parts = Rubric.outcome()(reply.state)
+    assert tuple(parts.values()) == pytest.approx(outcome)
+    assert total == pytest.approx(0.1 * outcome[0] + outcome[1])
+
+
+def test_an_expression_without_a_value_counts_if_it_is_spelled_alike(task):
+    odd = SUM._replace(steps=(Step("calculator", {"expression": "2 / 0"}),))
+    assert play(task, odd, CALL % "2 / 0").rewards["args"] == 1.0
+    assert play(task, odd, CALL % "2/0").rewards["args"] == 0.0
+
+
+def test_several_turns_are_compared_with_what_was_due_at_each():
+    task = ToolCallTask([STEPS], max_turns=4, rubric="classic")
+    right = [CALL % "2 + 3", CALL % "5 * 2", '{"final": "10"}']
+    reply = play(task, STEPS, *right)
+    assert reply.rewards == pytest.approx({"format": 1, "tool": 0.5, "args": 2 / 3, "length": 0})
+    early = play(task, STEPS, CALL % "2 + 3", '{"final": "10"}')
+    # A final answer where a call was due, and a last turn that never came.
+    assert early.rewards == pytest.approx(
+        {"format": 2 / 3, "tool": 0.0, "args": 1 / 3, "length": -0.2 / 3}
+    )
+    assert Rubric.outcome()(early.state).total == pytest.approx(1.0 - 0.1 / 3)
+    guessed = play(task, STEPS, '{"final": "10"}')
+    assert Rubric.outcome()(guessed.state).parts["outcome"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("5", True), ("5.0", True), (" 5. ", True), ("$5", True), ("+5", True), ("5.000001", True),
+        ("5.1", False), ("15", False), ("five", False), ("5 apples", False), ("", False),
+        ("-5", False), ("5e0", True), ("nan", False), ("٥", False), ("5" * 500, False),
+        ("1e999", False), ("5,000", False),
+    ],
+)  # fmt: skip
+def test_numbers_are_read_as_a_whole(answer, right):
+    assert says(answer, SUM) == right
+
+
+def test_numbers_may_be_written_in_several_ways():
+    numbers = {"1,234.5": 1234.5, "-$3": -3.0, "1,23": None, "1e3": 1000.0, "--1": None, ".5": None}
+    assert {text: read_number(text) for text in numbers} == numbers
+    big = SUM._replace(expected_answer="1000000", tolerance=1e-3)
+    assert says("1,000,500", big)
+    assert not says("1,002,000", big)
+
+
+def test_text_is_compared_as_facts_are():
+    assert says(" tuesday. ", DAY)
+    assert not says("It is Tuesday", DAY)
+
+
+def test_what_is_spelled_is_told_from_what_is_computed():
+    spelled = {
+        ("calculator", "6"): True, ("calculator", "(-6)"): True, ("calculator", "2 * 3"): False,
+        ("python", "print(6)"): True, ("python", "x = [6]\nprint(x, sep='')"): True,
+        ("python", "print(f'{6}')"): True, ("python", "print(2 * 3)"): False,
+        ("python", "print(len('abc'))"): False, ("python", "print('ab'[0])"): False,
+    }  # fmt: skip
+    names = {"calculator": "expression", "python": "code"}
+    for (tool, text), expected in spelled.items():
+        assert is_spelled(Step(tool, {names[tool]: text})) == expected, text
+    assert not is_spelled(None)
+    assert not is_spelled(Step("find", {"attribute": "a", "name": "b"}))
