@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 FIND = "find"
 """The name of the tool where a model calls it in its own way."""
@@ -22,17 +23,32 @@ def read_call(text: str) -> tuple[str, str] | None:
     """
     if found := _XML.search(text):
         return found[1], found[2]
+    call = _json_call(text, FIND)
+    if call is None:
+        return None
+    attribute, name = call[1].get("attribute"), call[1].get("name")
+    if isinstance(attribute, str) and isinstance(name, str) and attribute and name:
+        return attribute, name
+    return None
+
+
+def read_any_call(text: str) -> tuple[str, dict[str, Any]] | None:
+    """The name and the arguments of the first call of a tool in JSON; None if there is none."""
+    return _json_call(text, None)
+
+
+def _json_call(text: str, wanted: str | None) -> tuple[str, dict[str, Any]] | None:
+    """The first JSON object with a name, or the wanted one, and arguments or parameters."""
     decoder = json.JSONDecoder()
     for place in (match.start() for match in re.finditer(r"\{", text)):
         try:
             call, _ = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
             continue
-        if not isinstance(call, dict) or call.get("name") != FIND:
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or wanted not in (None, name):
             continue
         for arguments in (call.get(key) for key in _KEYS):
             if isinstance(arguments, dict):
-                attribute, name = arguments.get("attribute"), arguments.get("name")
-                if isinstance(attribute, str) and isinstance(name, str) and attribute and name:
-                    return attribute, name
+                return name, arguments
     return None

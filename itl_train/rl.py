@@ -1,0 +1,427 @@
+"""Train a model by GRPO in the environments: on tool calling, or on looking facts up.
+
+    itl toolcall rl --model runs/sft --data tasks --out runs/rl
+
+TRL's `GRPOTrainer` trains. Where an episode has one turn, the parts of the task's rubric are its
+reward functions; where it has more, the task is behind TRL's `environment_factory`, too. A run is a
+folder that can be killed at any moment; started again, it goes on from its last checkpoint, and
+ends with the same weights.
+"""
+
+import dataclasses
+import math
+import os
+import shutil
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import get_json_schema
+from trl import GRPOConfig
+
+from itl_agents.chat_template import Calls, ChatTokenizer
+from itl_agents.hub import ADAPTER, lasting_name
+from itl_agents.huggingface import HFAgent
+from itl_agents.native_tools import NativeToolAgent
+from itl_agents.pretrained import load_pretrained
+from itl_env import streams
+from itl_env.connection import lasting_url
+from itl_env.errors import ConfigError, ITLError
+from itl_env.recall import RecallTask
+from itl_env.tool_call import ToolCallTask
+from itl_env.trl import environment_factory
+from itl_train.checkpoint import (
+    adopt,
+    check_finite,
+    checkpoints,
+    drop_optimizers,
+    has_optimizer,
+    keep_last,
+    newest,
+    newest_whole,
+    what_is_left,
+)
+from itl_train.interrupt import deferred_interrupt
+from itl_train.rl_config import KL_ONLY, RecallRLSettings, RLSettings, ToolRLSettings
+from itl_train.rl_rewards import Rewards
+from itl_train.rl_subjects import RecallSubject, RLSubject, ToolSubject
+from itl_train.rl_trainer import EpisodeTrainer, turn_tokenizer
+from itl_train.run_folder import RunFolder
+from itl_train.team import check_device
+from itl_train.threads import threads
+from itl_train.watch import memory_mb
+
+OnMetrics = Callable[[dict[str, Any]], None]
+TOLD = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}
+"""What of TRL's metrics is kept, and under which name."""
+START = "start"  # in a run's folder: the model that it began with, where that is in no folder
+
+
+class RLRun:
+    """A run in its folder: `config.yaml`, `versions.json`, `metrics.jsonl`, `checkpoints/`."""
+
+    def __init__(self, settings: ToolRLSettings | RecallRLSettings, out: Path) -> None:
+        """Open or begin the run; nothing is written if the data, model or settings are unfit.
+
+        Raises ConfigError if the folder holds a run of other settings.
+        """
+        self.settings: RLSettings = settings
+        check_device(settings.device)
+        self.subject: RLSubject
+        if isinstance(settings, ToolRLSettings):
+            self.subject = ToolSubject.open(settings)
+        else:
+            self.subject = RecallSubject.open(settings)
+        task = self.subject.task
+        self.n_threads = settings.n_threads or torch.get_num_threads()
+        model, tokenizer, source = load_pretrained(model_of(settings.model), dtype=settings.dtype)
+        self.tokenizer = tokenizer
+        calls = settings.calls
+        # What is shown of the tools of a `ToolCallTask` natively is left to the template.
+        own: Calls = calls if isinstance(task, RecallTask) else "text"
+        self.chat = ChatTokenizer(tokenizer, calls=own, system=settings.system, name=source)
+        if task.max_turns > 1:
+            self.chat.check_tool()
+        recorded = dataclasses.asdict(settings)
+        recorded["model"] = lasting_name(settings.model)
+        if recorded.get("database"):
+            recorded["database"] = lasting_url(recorded["database"])
+        self.folder = RunFolder.open(out, recorded)
+        with self.folder.alone():
+            model = self._started(model, source)
+            self.resumed_from = self._restore()
+        model.requires_grad_(True)
+        model.generation_config.eos_token_id = sorted(self.agent(model).stop_ids)
+        self.rewards = Rewards(task, self.subject.items, self.chat, settings.n_generations)
+        multi = task.max_turns > 1
+        is_text = calls == "text"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*experimental feature")
+            self.trainer = EpisodeTrainer(
+                model,
+                self.rewards.functions(),
+                self._arguments(),
+                self._rows(),
+                processing_class=(
+                    turn_tokenizer(tokenizer, self.chat, task) if multi and is_text else tokenizer
+                ),
+                peft_config=self._adapter(),
+                callbacks=[_Watcher(self)],
+                environment_factory=(
+                    environment_factory(task, self.subject.items, calls) if multi else None
+                ),
+                chat=None if multi and calls != own else self.chat,
+            )
+        self.trainer.remove_callback(PrinterCallback)
+        self.last_evaluation = self.folder.last_evaluation()
+
+    def _started(self, model: Any, source: str) -> Any:
+        """The model as it is loaded from a folder that will last, or from the hub.
+
+        TRL reads the model that it compares with once more from where its name says; a merged
+        adapter or a GGUF file can only be read from a copy.
+        """
+        is_copied = (Path(source) / ADAPTER).is_file() or Path(source).is_file()
+        if not is_copied:
+            return model
+        place = (self.folder.path / START).resolve()
+        if not place.is_dir():
+            partial = place.with_name(f".{START}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+            partial.replace(place)
+        return load_pretrained(str(place), dtype=self.settings.dtype).model
+
+    def _rows(self) -> Any:
+        """The prompts of the whole run in their order, each with the `index` of what it asks."""
+        from datasets import Dataset
+
+        items, task = self.subject.items, self.subject.task
+        drawn = np.arange(self.settings.n_prompts, dtype=np.uint64)
+        order: list[int] = []
+        for epoch in range(-(-len(drawn) // len(items))):
+            places = np.arange(len(items), dtype=np.uint64)
+            stream = streams.key(self.settings.seed, "prompts", epoch)
+            order += streams.permute(places, len(items), stream).tolist()
+        order = order[: len(drawn)]
+        prompts = [[{"role": "user", "content": task.question(items[i])}] for i in order]
+        return Dataset.from_dict({"prompt": prompts, "index": order})
+
+    def _adapter(self) -> Any:
+        """PEFT's configuration of the adapter; None to train all weights."""
+        if not self.settings.lora_rank:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.settings.lora_rank,
+            lora_alpha=self.settings.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+
+    def _arguments(self) -> GRPOConfig:
+        settings = self.settings
+        at_once, accumulation = settings.micro_batches
+        return GRPOConfig(
+            output_dir=str(self.folder.checkpoints),
+            per_device_train_batch_size=at_once,
+            gradient_accumulation_steps=accumulation,
+            steps_per_generation=settings.steps_per_generation * accumulation,
+            num_generations=settings.n_generations,
+            num_iterations=1,
+            max_steps=settings.n_steps,
+            max_completion_length=settings.max_new_tokens,
+            max_tool_calling_iterations=max(1, self.subject.task.max_turns - 1),
+            chat_template_kwargs={"enable_thinking": False},
+            temperature=settings.temperature,
+            learning_rate=settings.lr,
+            lr_scheduler_type="constant",
+            max_grad_norm=settings.clip,
+            beta=settings.beta or KL_ONLY,
+            epsilon=settings.epsilon,
+            scale_rewards=settings.scale_rewards,
+            reward_weights=Rewards(self.subject.task, (), self.chat, 1).weights,
+            loss_type="dapo",
+            mask_truncated_completions=False,
+            shuffle_dataset=False,  # the rows are in their order
+            bf16=False,  # the weights have the dtype that is wanted
+            gradient_checkpointing=False,
+            seed=settings.seed % 2**32,
+            use_cpu=settings.device == "cpu",
+            logging_steps=settings.log_every,
+            logging_nan_inf_filter=False,  # such a loss ends the run
+            save_steps=settings.checkpoint_every,
+            save_total_limit=None,
+            report_to="none",
+            disable_tqdm=True,
+        )
+
+    def _restore(self) -> Path | None:
+        """The newest whole checkpoint; what is broken or too new is cleared away."""
+        found = newest(self.folder.checkpoints, self.folder.warn, lambda path: path)
+        if found is not None and not has_optimizer(found):
+            raise ConfigError(
+                f"{found} holds no optimizer any more, so training cannot go on from it."
+            )
+        self.folder.forget_metrics_after(_step_of(found))
+        self._keep()
+        return found
+
+    def _keep(self) -> None:
+        keep_last(self.folder.checkpoints, self.settings.keep_checkpoints or None)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return max(int(self.trainer.state.global_step), _step_of(self.resumed_from))
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step >= self.settings.n_steps
+
+    def agent(self, model: Any) -> HFAgent | NativeToolAgent:
+        """A model playing greedily."""
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        task = self.subject.task
+        if self.settings.calls == "native" and isinstance(task, ToolCallTask):
+            return NativeToolAgent(
+                bare,
+                self.tokenizer,
+                list(task.tools.values()),
+                schemas=self._schemas(),
+                name=self.settings.model,
+                max_new_tokens=self.settings.max_new_tokens,
+            )
+        return HFAgent(
+            bare,
+            self.tokenizer,
+            name=self.settings.model,
+            calls=self.settings.calls,
+            system=self.settings.system,
+            max_new_tokens=self.settings.max_new_tokens,
+            keep_turns=self.subject.task.max_turns > 1,
+        )
+
+    def _schemas(self) -> list[dict[str, Any]]:
+        """What TRL tells a model of the tools, which evaluations tell, too."""
+        task = self.subject.task
+        shell = environment_factory(task, self.subject.items, "native")()
+        return [get_json_schema(getattr(shell, name)) for name in task.tools]
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """What comes of questions trained on and of others, through the task."""
+        model = self.trainer.model
+        was_training = model.training
+        model.eval()
+        try:
+            row = {"step": step, **self.subject.ask(self.agent(model), self.settings.n_evaluate)}
+        finally:
+            model.train(was_training)
+        self.last_evaluation = row
+        return row
+
+    def train(self, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
+        """Train to the end and return the last evaluation; step 0 is evaluated, too.
+
+        on_metrics: called with every line of `metrics.jsonl` as it is written.
+
+        Ctrl-C, and the signals by which a scheduler ends a job, let the step finish and a
+        checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
+        finite, naming the step.
+        """
+        self.on_metrics = on_metrics
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        with threads(self.n_threads), self.folder.alone():
+            if not self.step and self.last_evaluation is None:
+                self.log(self.evaluate(0))
+            while not self.finished:
+                with deferred_interrupt() as self.interrupted:
+                    path = self.resumed_from
+                    if path is not None:
+                        self.trainer.take_generated(path)
+                    self.trainer.train(resume_from_checkpoint=None if path is None else str(path))
+                self.resumed_from = checkpoints(self.folder.checkpoints)[-1]
+            last = self.last_evaluation
+            if last is None or last["step"] != self.step:
+                last = self.evaluate(self.step)
+                self.log(last)
+            return last
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to the metrics."""
+        self.folder.log(row, self.on_metrics)
+
+
+class _Watcher(TrainerCallback):
+    """Writes what a run's folder holds, asks questions, and stops where that is due."""
+
+    def __init__(self, run: RLRun) -> None:
+        self.run: RLRun = weakref.proxy(run)  # so that who lets go of the run frees its model
+        self._began, self._asking = 0.0, 0.0
+        self._warned: set[str] = set()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:  # the summary at the end
+            return
+        run, now = self.run, time.perf_counter()
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise ITLError(
+                f"The loss is {loss} at step {state.global_step}; lower lr. "
+                f"{what_is_left(run.folder.checkpoints)}"
+            )
+        seconds = now - self._began - self._asking  # of training alone
+        seen = run.rewards.take()
+        generation, run.trainer.generation_seconds = run.trainer.generation_seconds, 0.0
+        row = {
+            "step": state.global_step,
+            "loss": loss,
+            "gradient_norm": float(logs.get("grad_norm", math.nan)),
+            **{ours: logs[theirs] for theirs, ours in TOLD.items() if logs.get(theirs) is not None},
+            **seen.row(),
+            "seconds": seconds,
+            "generation_s": generation,
+            "tools_s": seen.tool_seconds,
+            "update_s": seconds - generation - seen.tool_seconds,
+            "memory_mb": memory_mb(run.settings.device),
+        }
+        run.log(row)
+        self._warn(row)
+        self._began, self._asking = now, 0.0
+
+    def _warn(self, row: dict[str, Any]) -> None:
+        """Say once, loudly, what makes training idle."""
+        flat, cut = row.get("groups_without_spread", 0.0), row.get("cut_and_worthless", 0.0)
+        if flat > 0.5:
+            self._once(
+                "spread",
+                f"At step {row['step']}, in {flat:.0%} of the groups all completions earned the "
+                "same, so nothing is learnt from them; take prompts that the model answers now and "
+                "then, more n_generations, or a higher temperature.",
+            )
+        if cut > 0.1:
+            self._once(
+                "cut",
+                f"At step {row['step']}, {cut:.0%} of the completions were cut at "
+                f"{self.run.settings.max_new_tokens} tokens and earned nothing; raise "
+                "max_new_tokens.",
+            )
+
+    def _once(self, what: str, message: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            self.run.folder.warn(message)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        run, step = self.run, state.global_step
+        if step % run.settings.evaluate_every == 0 and step < run.settings.n_steps:
+            began = time.perf_counter()
+            run.log(run.evaluate(step))
+            self._asking += time.perf_counter() - began
+        if step == run.settings.n_steps or run.interrupted():
+            control.should_training_stop = True
+            control.should_save = True
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        run, step = self.run, state.global_step
+        check_finite(run.trainer.model, step, run.folder.checkpoints)
+        written = run.folder.checkpoints / f"checkpoint-{step}"
+        shutil.rmtree(written / "ref", ignore_errors=True)
+        run.tokenizer.save_pretrained(written)  # not the copy that TRL reads calls by
+        run.trainer.keep_generated(written)
+        adopt(run.folder.checkpoints, step)
+        drop_optimizers(run.folder.checkpoints)
+        run._keep()
+
+
+def model_of(name: str) -> str:
+    """The model that a name means: of a run's folder, its last whole checkpoint."""
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir():
+        found = newest_whole(folder / "checkpoints", lambda message: None)
+        if found is None:
+            raise ConfigError(f"There is no whole checkpoint in {folder}.")
+        return str(found)
+    return name
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def train_rl(
+    settings: ToolRLSettings | RecallRLSettings,
+    out: str | Path,
+    on_metrics: OnMetrics | None = None,
+) -> dict[str, Any]:
+    """Train (or go on training) the run in `out`; returns its last evaluation.
+
+    See `RLRun` for what is raised.
+    """
+    return RLRun(settings, Path(out)).train(on_metrics)

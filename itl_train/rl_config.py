@@ -1,0 +1,118 @@
+"""The settings of `itl_train.rl`, which load no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from itl_env.errors import ConfigError
+from itl_env.tool_call import INSTRUCTION
+from itl_train.settings import check_at_least, check_types
+
+KL_ONLY = 1e-30
+"""A weight of the KL divergence at which TRL tells it, and which changes no weight by a bit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLSettings:
+    """One run of GRPO; what is asked is a subclass's.
+
+    A step trains on `batch_size` completions: `batch_size / n_generations` prompts, each answered
+    `n_generations` times, whose rewards are compared with their mean.
+    """
+
+    model: str  # a run or its checkpoint, a folder, a hub id, or a .gguf file
+    calls: Literal["text", "native"] = "text"  # as text, or as the model has learnt to call tools
+    system: str = ""  # a system message before each dialogue; by default what the template has
+    max_new_tokens: int = 128  # of a completion, the tools' replies included
+    temperature: float = 1.0  # of what is sampled for training; evaluations are greedy
+    n_generations: int = 8  # completions of one prompt: a group
+    batch_size: int = 8  # completions a step
+    at_once: int = 8  # completions that are computed at once, at most; gradients add up
+    steps_per_generation: int = 10  # steps between two generations, for all of which it samples
+    n_steps: int = 500  # optimizer steps
+    lr: float = 1e-5  # learning rate, constant
+    beta: float = 0.0  # weight of the KL divergence from the model as it was; it is told anyway
+    epsilon: float = 0.2  # how far the ratio of probabilities may go before it is clipped
+    scale_rewards: Literal["group", "batch", "none"] = "group"  # by whose spread they are divided
+    lora_rank: int = 0  # rank of an adapter; 0 to train all weights
+    lora_alpha: int = 32  # its updates are multiplied by lora_alpha / lora_rank
+    clip: float = 1.0  # the largest norm a gradient may have; 0 for any
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
+    seed: int = 0  # drives what is asked, what is sampled, and an adapter's initialisation
+    log_every: int = 10  # steps between lines of metrics.jsonl
+    evaluate_every: int = 100  # steps between evaluations; the last step is always evaluated
+    n_evaluate: int = 200  # questions in an evaluation, of either kind; always the same ones
+    checkpoint_every: int = 100  # steps between checkpoints
+    keep_checkpoints: int = 0  # how many of the last ones are kept; 0 for all
+    device: str = "cpu"  # where to train: cpu, cuda, ...
+    n_threads: int = 0  # CPU threads; 0 for one a core
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_at_least(
+            self, 1, "max_new_tokens", "batch_size", "at_once", "steps_per_generation", "n_steps",
+            "log_every", "evaluate_every", "n_evaluate", "checkpoint_every",
+        )  # fmt: skip
+        check_at_least(
+            self, 0, "beta", "epsilon", "lora_rank", "clip", "keep_checkpoints", "n_threads"
+        )
+        for name in ("temperature", "lr", "lora_alpha"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
+        if self.n_generations < 2:
+            raise ConfigError(
+                f"n_generations is {self.n_generations}; a group needs 2 completions or more to "
+                "compare."
+            )
+        if self.per_generation % self.n_generations:
+            raise ConfigError(
+                f"batch_size * steps_per_generation is {self.per_generation}, which is no whole "
+                f"number of groups of {self.n_generations} (n_generations)."
+            )
+
+    @property
+    def per_generation(self) -> int:
+        """Completions that are sampled together."""
+        return self.batch_size * self.steps_per_generation
+
+    @property
+    def micro_batches(self) -> tuple[int, int]:
+        """(completions computed at once, times that so many are for one step)."""
+        n = next(n for n in range(self.at_once, 0, -1) if self.batch_size % n == 0)
+        return n, self.batch_size // n
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts that are asked in the whole run."""
+        generations = -(-self.n_steps // self.steps_per_generation)
+        return generations * self.per_generation // self.n_generations
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolRLSettings(RLSettings):
+    """GRPO on tool calling."""
+
+    data: str  # folder of `itl toolcall data`
+    rubric: Literal["outcome", "classic"] = "outcome"  # what is paid for
+    max_turns: int = 1  # turns of an episode: 1 for one call or answer, more for several calls
+    instruction: str = INSTRUCTION  # put before each prompt; {forms}: the forms of a turn
+    database: str = ""  # URL of a fact database that the tool `find` looks into
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "max_turns")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallRLSettings(RLSettings):
+    """GRPO on fact recall with the tool."""
+
+    database: str  # URL of the fact database, such as sqlite:///facts.db
+    table: str = "people"  # its table of facts
+    key: str = "name"  # the column that names people
+    style: Literal["compact", "fenced"] = "compact"  # how an expert writes a call
+    n_people: int = 1_000  # people to ask about in training: the first of the database
+    n_unseen: int = 1_000  # people to test on: the next ones
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "n_people", "n_unseen")

@@ -1,0 +1,400 @@
+"""GRPO in the environments: TRL pays what the rubric pays and plays what the task plays."""
+
+import json
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from itl_agents import rollout
+from itl_agents.chat_template import TOOL, ChatTokenizer
+from itl_agents.pretrained import load_pretrained
+from itl_agents.render import IGNORED, render
+from itl_env import FactDatabase, RecallTask, ToolCallTask, write_samples
+from itl_env.episode import Completion
+from itl_env.errors import ConfigError
+from itl_env.generated import generate
+from itl_env.tools import Calculator
+from itl_env.trl import environment_factory, finish
+from itl_train.checkpoint import checkpoints
+from itl_train.rl import RLRun, train_rl
+from itl_train.rl_config import RecallRLSettings, ToolRLSettings
+from itl_train.rl_rewards import Rewards
+from itl_train.rl_trainer import EpisodeTrainer
+
+from .rl_models import nano_folder, qwen_folder
+
+SMALL = {
+    "n_steps": 4, "n_generations": 4, "batch_size": 8, "steps_per_generation": 2, "log_every": 2,
+    "evaluate_every": 100, "n_evaluate": 4, "checkpoint_every": 100, "max_new_tokens": 12,
+    "lr": 1e-2, "n_threads": 1,
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory) -> Path:
+    return nano_folder(tmp_path_factory.mktemp("nano"))
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> Path:
+    return qwen_folder(tmp_path_factory.mktemp("qwen"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    samples = list(generate(24, 3, categories=("calculator", "no_tool")))
+    write_samples(samples[:16], folder / "train.jsonl")
+    write_samples(samples[16:], folder / "validation.jsonl")
+    return folder
+
+
+def tool_settings(model: Path, data: Path, **changes) -> ToolRLSettings:
+    return ToolRLSettings(model=str(model), data=str(data), instruction="", **(SMALL | changes))
+
+
+def recall_settings(model: Path, world: str, **changes) -> RecallRLSettings:
+    given = {"model": str(model), "database": world, "n_people": 8, "n_unseen": 4}
+    return RecallRLSettings(**(given | SMALL | changes))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints(folder / "checkpoints")[-1])
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Scripted:
+    """An agent that says the same things in every conversation."""
+
+    name = "scripted"
+
+    def __init__(self, *turns: str) -> None:
+        self.turns = turns
+
+    def respond(self, conversations):
+        return [Completion(self.turns[len(talk.completions)]) for talk in conversations]
+
+
+@pytest.mark.parametrize("rubric", ["outcome", "classic"])
+def test_trl_pays_for_a_single_turn_what_the_rubric_pays(nano, rubric):
+    samples = list(generate(4, 1, categories=("calculator",)))
+    task = ToolCallTask(samples, tools=[Calculator()], rubric=rubric, instruction="")
+    chat = ChatTokenizer(load_pretrained(nano).tokenizer)
+    turns = [
+        task.expert_turn(samples[0], 0),
+        "Well, " + task.expert_turn(samples[1], 0),
+        '{"final": "7"}',
+        '{"tool": "calculator"',
+    ]
+    rewards = Rewards(task, samples, chat, group=2)
+    ids = [[*chat.encode(turn), chat.stop_ids[0]] for turn in turns]
+    columns = [score(completion_ids=ids, index=[0, 1, 2, 3]) for score in rewards.functions()]
+    assert [score.__name__ for score in rewards.functions()] == [
+        component.name for component in task.rubric.components
+    ]
+    for place, (sample, turn) in enumerate(zip(samples, turns, strict=True)):
+        (episode,) = rollout(Scripted(turn), task, [sample])
+        assert [column[place] for column in columns] == list(episode.rewards.values())
+        paid = sum(w * column[place] for w, column in zip(rewards.weights, columns, strict=True))
+        assert paid == pytest.approx(episode.reward)
+    seen = rewards.take()
+    assert (len(seen.totals), seen.n_groups, seen.cut) == (4, 2, 0)
+
+
+def as_trl(shell, turns: list[str], is_call) -> list[dict]:
+    """The messages of a completion, its calls made as TRL makes them."""
+    messages = []
+    for turn in turns:
+        messages.append({"role": "assistant", "content": turn})
+        if not is_call(turn):
+            break
+        function = {"name": "turn", "arguments": {"text": turn}}
+        messages[-1]["tool_calls"] = [{"type": "function", "function": function}]
+        if len(messages) < 2 * len(turns) - 1:
+            messages.append({"role": "tool", "content": shell.turn(**function["arguments"])})
+    return messages
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        ["FIND birth_date FOR {name}", "{value}"],
+        ["FIND birth_date FOR Nobody", "I do not know."],
+        ["FIND nothing", "FIND birth_date FOR {name}"],
+        ["{value}"],
+    ],
+)
+def test_an_episode_of_facts_is_the_same_behind_trl(world, turns):
+    task = RecallTask(FactDatabase(world))
+    fact = task.fact(0)
+    said = [turn.format(name=fact.name, value=fact.value) for turn in turns]
+    (episode,) = rollout(Scripted(*said), task, [fact])
+    shell = environment_factory(task, [fact], "text")()
+    assert shell.reset(index=0, prompt="passed over") is None
+    messages = as_trl(shell, said, lambda turn: turn.startswith("FIND"))
+    reply = finish(shell, messages)
+    assert reply.state.messages == episode.messages
+    assert (reply.reward, reply.rewards) == (episode.reward, episode.rewards)
+    if reply.done:
+        with pytest.raises(ValueError, match="the episode is over"):
+            shell.turn("FIND x FOR y")
+
+
+def test_an_episode_of_tools_is_the_same_behind_trl():
+    samples = list(generate(3, 1, categories=("multi_turn",)))
+    task = ToolCallTask(samples, tools=[Calculator()], max_turns=4, rubric="classic")
+    shell = environment_factory(task, samples, "text")()
+    for index, sample in enumerate(samples):
+        turns = [task.expert_turn(sample, n) for n in range(len(sample.steps) + 1)]
+        (episode,) = rollout(Scripted(*turns), task, [sample])
+        shell.reset(index=index)
+        reply = finish(shell, as_trl(shell, turns, lambda turn: '"tool"' in turn))
+        assert reply.state.messages == episode.messages
+        assert reply.rewards == episode.rewards
+
+
+def test_native_shells_have_the_tools_of_their_task_and_nothing_else(world):
+    from transformers.utils import get_json_schema
+
+    def public(shell):
+        return sorted(name for name in dir(shell) if not name.startswith("_"))
+
+    recall = RecallTask(FactDatabase(world))
+    facts = environment_factory(recall, [recall.fact(0)])()
+    assert public(facts) == ["find", "reset"]
+    # What TRL tells of the tool is what models are trained under, but for what it returns.
+    told = get_json_schema(facts.find)["function"]
+    assert told.pop("return") == {"type": "string"}
+    assert told == TOOL["function"]
+    samples = list(generate(2, 1, categories=("multi_turn",)))
+    task = ToolCallTask(samples, max_turns=4)
+    shell = environment_factory(task, samples)()
+    assert public(shell) == ["calculator", "python", "reset"]
+    for name in task.tools:
+        given = get_json_schema(getattr(shell, name))["function"]
+        assert tuple(given["parameters"]["properties"]) == task.tools[name].parameters
+    shell.reset(index=1)
+    assert [shell.calculator(step.args["expression"]) for step in samples[1].steps][-1]
+    reply = finish(shell, [{"role": "assistant", "content": samples[1].expected_answer}])
+    assert reply.reward == 1.0
+    facts.reset(index=0)
+    value = facts.find("birth_date", recall.fact(0).name)
+    assert finish(facts, [{"role": "assistant", "content": value}]).reward == 1.0
+
+
+def test_tools_without_a_native_form_are_refused(world):
+    with pytest.raises(ConfigError, match="take the lookup dialect"):
+        environment_factory(RecallTask(FactDatabase(world), max_queries=0), [])
+    task = ToolCallTask(generate(1, 1, categories=("calculator",)))
+    task.tools["abacus"] = Calculator()
+    with pytest.raises(ConfigError, match="The tool 'abacus' has no native form"):
+        environment_factory(task, [])
+
+
+def test_a_run_of_single_turns_tells_parts_and_kl_and_ends_in_a_model(nano, data, tmp_path):
+    last = train_rl(tool_settings(nano, data), tmp_path / "run")
+    assert last["step"] == 4
+    first, *middle, end = rows(tmp_path / "run")
+    assert (first["step"], end["step"]) == (0, 4)
+    assert {"recall_unseen", "right_tool_unseen", "valid_json_seen"} <= set(end)
+    told = middle[0]
+    for part in ("form", "outcome"):
+        low, mean, high = (told[f"reward/{part}/{which}"] for which in ("min", "mean", "max"))
+        assert low <= mean <= high
+    assert told["kl"] >= 0
+    assert told["seconds"] == pytest.approx(
+        told["generation_s"] + told["tools_s"] + told["update_s"]
+    )
+    assert told["groups_without_spread"] == 1.0
+    assert told["cut_share"] > 0.5
+    loaded = load_pretrained(checkpoints(tmp_path / "run" / "checkpoints")[-1])
+    assert loaded.tokenizer.chat_template == load_pretrained(nano).tokenizer.chat_template
+    again = train_rl(tool_settings(nano, data), tmp_path / "run")
+    assert again == last
+
+
+def test_all_of_a_group_begin_alike_and_prompts_are_asked_once_an_epoch(nano, data, tmp_path):
+    run = RLRun(tool_settings(nano, data, n_steps=16), tmp_path / "run")
+    asked: list[list[int]] = []
+    own = run.trainer.reward_funcs[0]
+
+    def watched(**given):
+        asked.append(given["index"])
+        return own(**given)
+
+    run.trainer.reward_funcs[0] = watched
+    run.train()
+    assert all(len(set(batch[i : i + 4])) == 1 for batch in asked for i in range(0, 16, 4))
+    prompts = [index for batch in asked for index in batch[::4]]
+    assert sorted(prompts[:16]) == list(range(16))
+    assert prompts[:16] != prompts[16:]
+
+
+@pytest.mark.parametrize("kind", ["single", "facts"])
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_an_interrupted_run_ends_with_the_same_weights(nano, data, world, tmp_path, kind, stop_at):
+    def settings():
+        if kind == "single":
+            return tool_settings(nano, data, max_new_tokens=6)
+        return recall_settings(nano, world, max_new_tokens=6)
+
+    train_rl(settings(), tmp_path / "whole")
+    run = RLRun(settings(), tmp_path / "cut")
+    own = run.trainer.callback_handler.on_step_end
+
+    def interrupt(args, state, control):
+        if state.global_step == stop_at:
+            signal.raise_signal(signal.SIGINT)
+        return own(args, state, control)
+
+    run.trainer.callback_handler.on_step_end = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert [path.name for path in checkpoints(tmp_path / "cut" / "checkpoints")] == [
+        f"step-{stop_at:07}"
+    ]
+    train_rl(settings(), tmp_path / "cut")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    start = AutoModelForCausalLM.from_pretrained(nano).state_dict()
+    if kind == "single":
+        assert rows(tmp_path / "whole")[-1] == rows(tmp_path / "cut")[-1]
+    assert start.keys() == whole.keys()
+
+
+class Guided(EpisodeTrainer):
+    """Writes, in place of a random model, what a script says after each prompt."""
+
+    script = staticmethod(lambda text: "")
+
+    def _write(self, prompt_ids):
+        tokenizer = self.processing_class
+        texts = [self.script(tokenizer.decode(ids)) for ids in prompt_ids]
+        return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def test_replies_are_shown_as_the_renderer_shows_them(nano, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("itl_train.rl.EpisodeTrainer", Guided)
+    run = RLRun(recall_settings(nano, world, max_new_tokens=160), tmp_path / "run")
+    task, chat = run.subject.task, run.chat
+
+    def script(text: str) -> str:
+        fact = next(fact for fact in run.subject.items if task.question(fact) in text)
+        if "<|database|>" in text:
+            return f"{task.statement(fact)}<|eod|>"
+        return f"{task.call(fact.attribute, fact.name)}<|database|>"
+
+    monkeypatch.setattr(Guided, "script", staticmethod(script))
+    seen = []
+    generate = run.trainer._generate
+
+    def watched(prompts):
+        seen.append(generate(prompts))
+        return seen[-1]
+
+    run.trainer._generate = watched
+    run.train()
+    prompt_ids, completion_ids, mask, *_ = seen[0]
+    indices = [row["index"] for row in run.trainer.train_dataset][:4]
+    for group, index in enumerate(indices):
+        fact, place = run.subject.items[index], 4 * group
+        turns = task.call(fact.attribute, fact.name), task.statement(fact)
+        (episode,) = rollout(Scripted(*turns), task, [fact])
+        rendered = render(episode, chat)
+        assert rendered.input_ids == [*prompt_ids[place], *completion_ids[place]]
+        trained = [label != IGNORED for label in rendered.labels][len(prompt_ids[place]) :]
+        assert trained == [bool(each) for each in mask[place]]
+    told = next(row for row in rows(tmp_path / "run") if "reward" in row)
+    assert (told["reward"], told["groups_without_spread"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["facts", "tools"])
+def test_models_that_call_tools_in_their_own_way_are_paid_for_it(
+    qwen, world, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr("itl_train.rl.EpisodeTrainer", Guided)
+    if kind == "facts":
+        settings = recall_settings(qwen, world, calls="native", max_new_tokens=200)
+    else:
+        samples = list(generate(24, 3, categories=("multi_turn",)))
+        write_samples(samples[:16], tmp_path / "train.jsonl")
+        write_samples(samples[16:], tmp_path / "validation.jsonl")
+        settings = tool_settings(
+            qwen, tmp_path, calls="native", max_turns=4, max_new_tokens=300, n_evaluate=1
+        )
+    run = RLRun(settings, tmp_path / "run")
+    task = run.subject.task
+
+    def script(text: str) -> str:
+        item = next(item for item in run.subject.items if task.question(item) in text)
+        done = text.count("<tool_response>")
+        if kind == "facts":
+            calls = [("find", {"attribute": item.attribute, "name": item.name})]
+            answer = item.value
+        else:
+            calls = [(step.tool, dict(step.args)) for step in item.steps]
+            answer = item.expected_answer
+        if done == len(calls):
+            return f"{answer}<|im_end|>"
+        call = json.dumps({"name": calls[done][0], "arguments": calls[done][1]})
+        return f"<tool_call>\n{call}\n</tool_call><|im_end|>"
+
+    monkeypatch.setattr(Guided, "script", staticmethod(script))
+    run.train()
+    told = next(row for row in rows(tmp_path / "run") if "reward" in row)
+    assert (told["reward"], told["cut_share"]) == (1.0, 0.0)
+
+
+def test_what_makes_training_idle_is_said_loudly(nano, data, tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_rl(tool_settings(nano, data), tmp_path / "run")
+    told = [str(each.message) for each in caught]
+    assert any("in 100% of the groups all completions earned the same" in each for each in told)
+    assert any("of the completions were cut at 12 tokens and earned" in each for each in told)
+
+
+def test_an_adapter_is_trained_on_a_copy_that_lasts(qwen, data, tmp_path):
+    first = tmp_path / "first"
+    train_rl(tool_settings(qwen, data, lora_rank=2, n_steps=2), first)
+    assert not (first / "start").exists()
+    train_rl(tool_settings(first, data, n_steps=2), tmp_path / "second")
+    assert (tmp_path / "second" / "start" / "config.json").is_file()
+    told = next(row for row in rows(tmp_path / "second") if "kl" in row)
+    assert told["kl"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"n_generations": 1}, "n_generations is 1; a group needs 2 completions or more"),
+        ({"n_generations": 3}, "is 16, which is no whole number of groups of 3"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
+        ({"beta": -1.0}, "beta is -1.0; it must not be negative"),
+        ({"data": "nowhere"}, "There is no train.jsonl in nowhere; `itl toolcall data` makes one"),
+        ({"model": "./nowhere"}, "nowhere"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(
+    nano, data, tmp_path, changes, told
+):
+    given = {"model": str(nano), "data": str(data), "instruction": "", **SMALL, **changes}
+    with pytest.raises(ConfigError, match=told):
+        train_rl(ToolRLSettings(**given), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_refused(nano, data, tmp_path):
+    RLRun(tool_settings(nano, data), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds a run with lr=0\.01, not 0\.1"):
+        RLRun(tool_settings(nano, data, lr=0.1), tmp_path / "run")
