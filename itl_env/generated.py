@@ -23,7 +23,10 @@ SOURCE = "generated"
 
 
 class Level(NamedTuple):
-    """How hard arithmetic is: digits of an operand at most, operations of an expression."""
+    """How hard arithmetic is.
+
+    digits: of an operand at most; all lengths are as frequent. n_operations: of an expression.
+    """
 
     digits: int
     n_operations: int
@@ -146,9 +149,8 @@ def _operation(draws: Draws, level: Level, value: int | None) -> tuple[str, int,
 
     Quotients are whole, and no result is below zero.
     """
-    largest = 10**level.digits - 1
-    a = draws.between(1, largest) if value is None else value
-    b = draws.between(1, largest)
+    a = _operand(draws, level) if value is None else value
+    b = _operand(draws, level)
     operator = draws.choice("+-*/")
     if operator == "-" and b > a:
         if value is None:
@@ -160,6 +162,11 @@ def _operation(draws: Draws, level: Level, value: int | None) -> tuple[str, int,
         elif a % b:
             operator = "*"
     return operator, a, b
+
+
+def _operand(draws: Draws, level: Level) -> int:
+    n_digits = draws.between(1, level.digits)
+    return draws.between(10 ** (n_digits - 1), 10**n_digits - 1)
 
 
 def _chain(draws: Draws, level: Level, n: int) -> list[tuple[str, int, int]]:

@@ -153,11 +153,11 @@ class ToolCallEnv(gymnasium.Env[str, str]):
     >>> env = gymnasium.make("itl_env:ITL/ToolCall-v0", categories=["calculator"], instruction="")
     >>> prompt, info = env.reset(options={"sample": "calculator-1-0-0"})
     >>> prompt
-    'Subtract 14 from 36.'
-    >>> turn = '{"tool": "calculator", "args": {"expression": "36 - 14"}}'
+    'What is 4 times 9?'
+    >>> turn = '{"tool": "calculator", "args": {"expression": "4 * 9"}}'
     >>> reply, reward, terminated, truncated, info = env.step(turn)
     >>> reply, reward, terminated
-    ('22', 1.0, True)
+    ('36', 1.0, True)
     >>> env.close()
 
     ## Version history
@@ -260,4 +260,8 @@ class ToolCallEnv(gymnasium.Env[str, str]):
             self.task.close()
 
 
-gymnasium.register("ITL/ToolCall-v0", entry_point="itl_env.gym_tools:ToolCallEnv")
+gymnasium.register(
+    "ITL/ToolCall-v0",
+    entry_point="itl_env.gym_tools:ToolCallEnv",
+    disable_env_checker=True,  # as that of ITL/FactRecall-v0, and why
+)

@@ -55,11 +55,11 @@ def test_a_whole_episode_has_the_same_keys_and_hides_the_gold_answer(env):
     assert set(info) == KEYS
     assert info["gold"] is None
     assert info["category"] == "calculator"
-    turn = '{"tool": "calculator", "args": {"expression": "36 - 14"}}'
+    turn = '{"tool": "calculator", "args": {"expression": "4 * 9"}}'
     reply, reward, terminated, truncated, info = env.step(turn)
-    assert (reply, reward, terminated, truncated) == ("22", 1.0, True, False)
+    assert (reply, reward, terminated, truncated) == ("36", 1.0, True, False)
     assert set(info) == KEYS
-    assert (info["answer"], info["gold"], info["stop_reason"]) == ("22", "22", "answered")
+    assert (info["answer"], info["gold"], info["stop_reason"]) == ("36", "36", "answered")
     assert info["rewards"] == {"form": 0.0, "outcome": 1.0}
     with pytest.raises(ResetNeeded, match="over"):
         env.step(turn)
@@ -84,11 +84,11 @@ def test_an_environment_without_a_beginning_says_so(env):
 def test_the_dialogue_is_rendered():
     env = gymnasium.make(ID, **SMALL, max_turns=2, render_mode="ansi")
     env.reset(options={"sample": "calculator-1-0-0"})
-    env.step('{"tool": "calculator", "args": {"expression": "36 - 14"}}')
+    env.step('{"tool": "calculator", "args": {"expression": "4 * 9"}}')
     assert env.render().splitlines() == [
-        "user      Subtract 14 from 36.",
-        'assistant {"tool": "calculator", "args": {"expression": "36 - 14"}}',
-        "database  22",
+        "user      What is 4 times 9?",
+        'assistant {"tool": "calculator", "args": {"expression": "4 * 9"}}',
+        "database  36",
     ]
     env.close()
 
@@ -162,3 +162,10 @@ def test_reset_options_that_there_are_not_are_refused(env):
         env.reset(options={"sample": "x"})
     with pytest.raises(ConfigError, match="There is no reset option 'fact'; there is sample"):
         env.reset(options={"fact": "x"})
+
+
+def test_a_first_reset_that_is_refused_does_no_harm(env):
+    with pytest.raises(ConfigError):
+        env.reset(options={"fact": "x"})
+    env.reset(seed=0)
+    assert env.step("?")[4]["error_code"] == "no_json"
