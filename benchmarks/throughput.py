@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from benchmarks.machine import machine
 from benchmarks.study_report import publish, results_folder
-from benchmarks.timing import check_threads, say, with_spread
+from benchmarks.timing import absolutes_table, check_threads, comparisons_table, say
 from itl_env import FactDatabase, people
 
 
@@ -149,16 +149,6 @@ def throughput(config: ThroughputConfig, show: Callable[[str], None] = print) ->
 def report(results: dict[str, Any]) -> str:
     """`throughput.md`: the machine, the ratios, then the figures that stand alone."""
     on = results["machine"]
-    ratios = "\n".join(
-        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | {_target(row)} | "
-        f"{with_spread(row, 'per_s')} | {with_spread(row, 'against_per_s')} {row['unit']} | "
-        f"{_equality(row)} |"
-        for row in results["comparisons"]
-    )
-    absolutes = "\n".join(
-        f"| {row['what']} | {with_spread(row, 'value')} {row['unit']} | {row['target']} |"
-        for row in results["absolutes"]
-    )
     return f"""# Throughput
 
 Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}, SQLite
@@ -168,21 +158,7 @@ Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, Python {on["python"]}
 Figures are medians [lowest, highest] of the rounds. A ratio above 1 means that the library is
 faster.
 
-| library | instead | ratio | target | library | instead | shown to be equal |
-|---|---|---:|---:|---:|---:|---|
-{ratios}
+{comparisons_table(results["comparisons"])}
 
-| alone | median [lowest, highest] | target |
-|---|---:|---|
-{absolutes}
+{absolutes_table(results["absolutes"])}
 """
-
-
-def _target(row: dict[str, Any]) -> str:
-    return "-" if row["target"] is None else f"{row['target']:g}"
-
-
-def _equality(row: dict[str, Any]) -> str:
-    if not row["checked"]:
-        return "-"
-    return f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']}"

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from benchmarks.machine import machine
 from benchmarks.study_report import publish, results_folder
-from benchmarks.timing import check_threads, compare, race, say, with_spread
+from benchmarks.timing import check_threads, compare, comparisons_table, race, say
 from itl_env import FactDatabase, people
 from itl_env.errors import ConfigError
 from itl_train.peak_memory import peak_memory_mb
@@ -310,13 +310,6 @@ def _train_once(side: str, load: Load) -> float:
 def report(results: dict[str, Any]) -> str:
     """`throughput-sft.md`: ratios, memory, the machine."""
     on = results["machine"]
-    rows = "\n".join(
-        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | "
-        f"{'-' if row['target'] is None else format(row['target'], 'g')} | "
-        f"{with_spread(row, 'per_s')} | {with_spread(row, 'against_per_s')} {row['unit']} | "
-        f"{_equality(row)} |"
-        for row in results["comparisons"]
-    )
     memory = results["memory_mb"]
     return f"""# Throughput of a pretrained model
 
@@ -324,17 +317,9 @@ Model {results["model"]}; {on["cpu"]}, {on["cores"]} cores, {on["torch_threads"]
 {on["torch"]}, transformers {on["transformers"]}. Preset {results["preset"]}, seed
 {results["seed"]}. Figures are medians [lowest, highest] of the rounds; both sides take turns.
 
-| library | instead | ratio | target | library | instead | shown to be equal |
-|---|---|---:|---:|---:|---:|---|
-{rows}
+{comparisons_table(results["comparisons"])}
 
 The library trains calls, answers and the marks that end them, the usual way every token. Peak
 memory of a process that trains: {memory["library"]:,.0f} MB, the usual way
 {memory["usual"]:,.0f} MB.
 """
-
-
-def _equality(row: dict[str, Any]) -> str:
-    if not row["checked"]:
-        return "-"
-    return f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']}"

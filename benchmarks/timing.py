@@ -4,7 +4,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from itl_env.errors import ConfigError
@@ -93,6 +93,42 @@ def with_spread(row: Mapping[str, Any], key: str) -> str:
     """What `spread` found under `key`, for people to read: "3.1 [2.9, 3.2]"."""
     median, low, high = (_figure(row[name]) for name in (key, f"{key}_low", f"{key}_high"))
     return f"{median} [{low}, {high}]"
+
+
+def comparisons_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `compare` as a Markdown table."""
+    lines = "\n".join(
+        f"| {row['what']} | {row['against']} | **{with_spread(row, 'ratio')}** | {_target(row)} | "
+        f"{with_spread(row, 'per_s')} | {with_spread(row, 'against_per_s')} {row['unit']} | "
+        f"{_equality(row)} |"
+        for row in rows
+    )
+    return f"""\
+| library | instead | ratio | target | library | instead | shown to be equal |
+|---|---|---:|---:|---:|---:|---|
+{lines}"""
+
+
+def absolutes_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of `absolute` as a Markdown table."""
+    lines = "\n".join(
+        f"| {row['what']} | {with_spread(row, 'value')} {row['unit']} | {row['target']} |"
+        for row in rows
+    )
+    return f"""\
+| alone | median [lowest, highest] | target |
+|---|---:|---|
+{lines}"""
+
+
+def _target(row: Mapping[str, Any]) -> str:
+    return "-" if row["target"] is None else f"{row['target']:g}"
+
+
+def _equality(row: Mapping[str, Any]) -> str:
+    if not row["checked"]:
+        return "-"
+    return f"{'same' if row['equal'] else 'NOT the same'}: {row['checked']}"
 
 
 def _figure(value: float) -> str:

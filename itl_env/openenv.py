@@ -70,10 +70,7 @@ class GymEnvironment(Environment[TextAction, TextObservation, TextState]):
 
     def __init__(self, id: str, arguments: dict[str, Any]) -> None:
         super().__init__()
-        # Gymnasium's checker is of no use to one whose first reset failed: each step raises then.
-        self._env: gymnasium.Env[str, Any] = gymnasium.make(
-            id, disable_env_checker=True, **arguments
-        )
+        self._env: gymnasium.Env[str, Any] = gymnasium.make(id, **arguments)
         self._state = TextState(environment=id)
 
     def reset(

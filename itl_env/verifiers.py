@@ -2,7 +2,7 @@
 
     from itl_env.verifiers import load_environment
 
-    environment = load_environment("ITL/FactRecall-v0", n=100, database="sqlite:///facts.db")
+    environment = load_environment("ITL/FactRecall-v0", n_rows=100, database="sqlite:///facts.db")
     context = vf.ModelContext(model="...", client=vf.EvalClientConfig(base_url="http://..."))
     async with environment.serving():
         for task in environment.taskset:
@@ -17,6 +17,12 @@ the user's message) and a harness (what asks the model). Nothing of a task is de
 The reward of a trace is the environment's, summed over its steps; the parts of its rubric are
 metrics, and the last info is `trace.info["gymnasium"]`. What the model should know about the tools
 is a system prompt: the path of a text file as `system_prompt` of the taskset's config.
+
+`vf-eval`, and workers that are new processes, import by a name without dots. For them put a file
+`itl_verifiers.py` on the path, which holds two lines:
+
+    from itl_env.verifiers import *
+    from itl_env.verifiers import __all__
 """
 
 import asyncio
@@ -34,7 +40,7 @@ from verifiers.v1.dialects.chat import message_to_wire  # type: ignore[import-no
 # verifiers looks for exactly one class of each kind here.
 __all__ = ["ChatHarness", "GymEnv", "GymTaskset", "load_environment"]
 
-# The name under which verifiers imports this module: it takes no names with a dot.
+# The name under which verifiers imports this module, in this process without a file of that name.
 PLUGIN = "itl_verifiers"
 sys.modules.setdefault(PLUGIN, sys.modules[__name__])
 
@@ -49,7 +55,7 @@ class GymConfig(vf.TasksetConfig):
     """An id of Gymnasium, with `module:` before it where that must be imported first."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """What `gymnasium.make` gets besides the id."""
-    n: int = Field(1000, ge=1)
+    n_rows: int = Field(1000, ge=1)
     """Rows; each is a question, drawn with replacement."""
     seed: int = Field(0, ge=0)
     """The first row's seed; the next rows count on from it."""
@@ -71,16 +77,13 @@ class GymTaskset(vf.Taskset[GymTask, GymConfig]):
     def load(self) -> Iterator[GymTask]:
         """The rows in order of their seeds."""
         config = self.config
-        for seed in range(config.seed, config.seed + config.n):
+        for seed in range(config.seed, config.seed + config.n_rows):
             data = GymData(name=f"{config.environment}#{seed}", seed=seed)
             yield GymTask(data, config.task)
 
     def make(self) -> gymnasium.Env[str, Any]:
         """A new environment; raises what its constructor raises."""
-        # Gymnasium's checker is of no use to one whose first reset failed: each step raises then.
-        return gymnasium.make(
-            self.config.environment, disable_env_checker=True, **self.config.arguments
-        )
+        return gymnasium.make(self.config.environment, **self.config.arguments)
 
 
 class ChatHarness(vf.Harness[vf.HarnessConfig]):
@@ -107,9 +110,8 @@ class ChatHarness(vf.Harness[vf.HarnessConfig]):
     ) -> vf.ProgramResult:
         """Answer the conversation so far, which verifiers reads off the request to `endpoint`."""
         system, prompt = self.resolve_prompt(data)
-        messages = [vf.UserMessage(content=prompt)] if isinstance(prompt, str) else [*prompt]
-        if system is not None:
-            messages.insert(0, vf.SystemMessage(content=system))
+        messages = [] if system is None else [vf.SystemMessage(content=system)]
+        messages += prompt  # the environment opens the conversation, so that it is one already
         # How long a model may take is for verifiers to say, which ends this call when it is over.
         http = DefaultAsyncHttpxClient(verify=_TLS, timeout=None)
         async with AsyncOpenAI(base_url=endpoint, api_key=secret, http_client=http) as client:
@@ -175,11 +177,11 @@ def _written(segment: vf.Segment) -> str:
 
 
 def load_environment(
-    id: str = "ITL/FactRecall-v0", *, n: int = 1000, seed: int = 0, **arguments: Any
+    id: str = "ITL/FactRecall-v0", *, n_rows: int = 1000, seed: int = 0, **arguments: Any
 ) -> GymEnv:
-    """A verifiers environment of `n` rows, which are the seeds from `seed` on.
+    """A verifiers environment of `n_rows` rows, which are the seeds from `seed` on.
 
     arguments: what `gymnasium.make(id)` gets, such as `database`. Raises what that raises.
     """
-    taskset = {"id": PLUGIN, "environment": id, "arguments": arguments, "n": n, "seed": seed}
-    return vf.load_environment(vf.resolve_env_config({"taskset": taskset}))
+    rows = {"environment": id, "arguments": arguments, "n_rows": n_rows, "seed": seed}
+    return vf.load_environment(vf.resolve_env_config({"taskset": {"id": PLUGIN, **rows}}))

@@ -49,12 +49,12 @@ from itl_train.checkpoint import (
     what_is_left,
 )
 from itl_train.interrupt import deferred_interrupt
-from itl_train.rl_config import KL_ONLY, RecallRLSettings, RLSettings, ToolRLSettings
+from itl_train.rl_config import KL_ONLY, RecallRLSettings, ToolRLSettings
 from itl_train.rl_rewards import Rewards
 from itl_train.rl_subjects import RecallSubject, RLSubject, ToolSubject
 from itl_train.rl_trainer import EpisodeTrainer, turn_tokenizer
-from itl_train.run_folder import RunFolder
-from itl_train.team import check_device
+from itl_train.run_folder import RunFolder, run_settings
+from itl_train.team import Team, check_device
 from itl_train.threads import threads
 from itl_train.watch import memory_mb
 
@@ -72,8 +72,12 @@ class RLRun:
 
         Raises ConfigError if the folder holds a run of other settings.
         """
-        self.settings: RLSettings = settings
+        settings = settings.after(run_settings(Path(settings.model)))
+        self.settings = settings
         check_device(settings.device)
+        self.team = Team.join(settings.device)
+        if self.team.n > 1:
+            raise ConfigError("GRPO runs on one process here; start it without accelerate launch.")
         self.subject: RLSubject
         if isinstance(settings, ToolRLSettings):
             self.subject = ToolSubject.open(settings)
@@ -83,9 +87,9 @@ class RLRun:
         self.n_threads = settings.n_threads or torch.get_num_threads()
         model, tokenizer, source = load_pretrained(model_of(settings.model), dtype=settings.dtype)
         self.tokenizer = tokenizer
-        calls = settings.calls
+        calls: Calls = "native" if settings.calls == "native" else "text"
         # What is shown of the tools of a `ToolCallTask` natively is left to the template.
-        own: Calls = calls if isinstance(task, RecallTask) else "text"
+        own = calls if isinstance(task, RecallTask) else "text"
         self.chat = ChatTokenizer(tokenizer, calls=own, system=settings.system, name=source)
         if task.max_turns > 1:
             self.chat.check_tool()
@@ -246,7 +250,7 @@ class RLRun:
             bare,
             self.tokenizer,
             name=self.settings.model,
-            calls=self.settings.calls,
+            calls=self.chat.calls,
             system=self.settings.system,
             max_new_tokens=self.settings.max_new_tokens,
             keep_turns=self.subject.task.max_turns > 1,
@@ -382,9 +386,12 @@ class _Watcher(TrainerCallback):
             began = time.perf_counter()
             run.log(run.evaluate(step))
             self._asking += time.perf_counter() - began
-        if step == run.settings.n_steps or run.interrupted():
+        ends = step == run.settings.n_steps
+        if ends or run.interrupted():
             control.should_training_stop = True
             control.should_save = True
+        if ends:
+            control.should_log = True
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

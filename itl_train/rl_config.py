@@ -1,7 +1,8 @@
 """The settings of `itl_train.rl`, which load no torch."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from itl_env.errors import ConfigError
 from itl_env.tool_call import INSTRUCTION
@@ -20,8 +21,9 @@ class RLSettings:
     """
 
     model: str  # a run or its checkpoint, a folder, a hub id, or a .gguf file
-    calls: Literal["text", "native"] = "text"  # as text, or as the model has learnt to call tools
-    system: str = ""  # a system message before each dialogue; by default what the template has
+    calls: Literal["auto", "text", "native"] = "auto"
+    """as text, or as the model has learnt to call tools; auto: as in its run, or else as text"""
+    system: str = ""  # a system message before each dialogue; by default that of the model's run
     max_new_tokens: int = 128  # of a completion, the tools' replies included
     temperature: float = 1.0  # of what is sampled for training; evaluations are greedy
     n_generations: int = 8  # completions of one prompt: a group
@@ -69,6 +71,11 @@ class RLSettings:
                 f"number of groups of {self.n_generations} (n_generations)."
             )
 
+    def after(self, run: Mapping[str, Any]) -> Self:
+        """The same with what was left to the model's run, given its settings, or none."""
+        calls = run.get("calls", "text") if self.calls == "auto" else self.calls
+        return replace(self, calls=calls, system=self.system or run.get("system", ""))
+
     @property
     def per_generation(self) -> int:
         """Completions that are sampled together."""
@@ -93,13 +100,26 @@ class ToolRLSettings(RLSettings):
 
     data: str  # folder of `itl toolcall data`
     rubric: Literal["outcome", "classic"] = "outcome"  # what is paid for
-    max_turns: int = 1  # turns of an episode: 1 for one call or answer, more for several calls
-    instruction: str = INSTRUCTION  # put before each prompt; {forms}: the forms of a turn
-    database: str = ""  # URL of a fact database that the tool `find` looks into
+    max_turns: int = 0  # turns of an episode; 0 for those of the model's run, or else 1
+    instruction: str = "auto"  # put before each prompt; {forms} stands for the forms of a turn
+    """auto: as in the model's run; for a model of no run, the one that tells all forms"""
+    database: str = ""  # URL of a fact database that the tool `find` looks into; the run's own
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "max_turns")
+        check_at_least(self, 0, "max_turns")
+
+    def after(self, run: Mapping[str, Any]) -> Self:
+        """See `RLSettings.after`."""
+        instruction = self.instruction
+        if instruction == "auto":
+            instruction = run.get("instruction", INSTRUCTION)
+        return replace(
+            super().after(run),
+            instruction=instruction,
+            max_turns=self.max_turns or run.get("max_turns", 1),
+            database=self.database or run.get("database", ""),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +129,6 @@ class RecallRLSettings(RLSettings):
     database: str  # URL of the fact database, such as sqlite:///facts.db
     table: str = "people"  # its table of facts
     key: str = "name"  # the column that names people
-    style: Literal["compact", "fenced"] = "compact"  # how an expert writes a call
     n_people: int = 1_000  # people to ask about in training: the first of the database
     n_unseen: int = 1_000  # people to test on: the next ones
 

@@ -80,8 +80,8 @@ class RecallSubject:
                 f"{database.place} holds {len(database):,} people, fewer than {last:,} (n_people "
                 "and n_unseen); lower one of them."
             )
-        seen = RecallTask(database, keys=slice(0, settings.n_people), style=settings.style)
-        unseen = RecallTask(database, keys=slice(settings.n_people, last), style=settings.style)
+        seen = RecallTask(database, keys=slice(0, settings.n_people))
+        unseen = RecallTask(database, keys=slice(settings.n_people, last))
         return cls(seen, unseen, list(seen.facts()))
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:

@@ -169,6 +169,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def run_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of the run that a folder is, or is a checkpoint of; {} if of none."""
+    for place in (folder, folder.parent.parent):
+        if (place / CONFIG).is_file():
+            return read_yaml(place / CONFIG)
+    return {}
+
+
 def versions() -> dict[str, str]:
     """Python, the packages that matter, and the git commit of the working folder if it has one."""
     found = {

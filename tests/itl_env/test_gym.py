@@ -106,6 +106,15 @@ def test_wrong_options_are_refused(url, options):
         FactRecallEnv(url).reset(options=options)
 
 
+def test_a_first_reset_that_is_refused_does_no_harm(url):
+    env = gymnasium.make(ID, database=url)
+    with pytest.raises(ConfigError):
+        env.reset(options={"fcat": 1})
+    env.reset(seed=0)
+    assert env.step(action(0, "FIND"))[4]["error_code"] == "malformed"
+    env.close()
+
+
 def test_the_gold_answer_is_hidden_until_the_end(url, task):
     env = FactRecallEnv(url, max_queries=3)
     _, info = env.reset(seed=0)

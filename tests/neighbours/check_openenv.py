@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import uvicorn
 from openenv.core import GenericEnvClient
 
 from itl_env.errors import DatabaseError
@@ -22,6 +24,8 @@ from itl_env.openenv import TextAction, TextClient, build_app
 
 ID = "ITL/FactRecall-v0"
 ARGUMENTS = {"max_queries": 2, "max_turns": 3}
+TOOLS = "ITL/ToolCall-v0"
+TOOL_ARGUMENTS = {"categories": ["calculator", "python_exec"], "n": 20, "max_turns": 3}
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds, for a busy machine: a server starts in five
 
@@ -77,6 +81,22 @@ def env(world):
     env.close()
 
 
+@pytest.fixture(scope="module")
+def tool_server():
+    """The address of a server of the other environment, in a thread of this process."""
+    app = build_app(TOOLS, **TOOL_ARGUMENTS)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    thread.join()
+
+
 def connect(url):
     """A client that is as patient as the rest."""
     return TextClient(base_url=url, connect_timeout_s=PATIENCE, message_timeout_s=PATIENCE)
@@ -118,6 +138,26 @@ def test_an_episode_is_the_one_that_gymnasium_plays(server, env, last):
         state = client.state()
         assert (state.environment, state.seed) == (ID, 5)
         assert (state.episode_id, state.step_count) == ("five", 3)
+
+
+@pytest.mark.parametrize("sample", ["calculator-1-0-0", "python_exec-1-0-1"])
+def test_an_episode_of_tool_calls_is_the_one_that_gymnasium_plays(tool_server, sample):
+    env = gymnasium.make(TOOLS, **TOOL_ARGUMENTS)
+    options = {"sample": sample}
+    question, info = env.reset(options=options)
+    state = env.unwrapped.reply.state
+    turns = ["{}}", *(env.unwrapped.task.expert_turn(state.sample, n) for n in (0, 1))]
+    directly = [env.step(turn) for turn in turns]
+    assert directly[0][4]["error_code"] == "invalid_json"
+    assert directly[2][1:4] == (pytest.approx(0.9667, abs=1e-3), True, False)
+    with connect(tool_server) as client:
+        observation = client.reset(options=options).observation
+        assert (observation.text, observation.info) == (question, info)
+        assert [step(client, turn) for turn in turns] == directly
+        for seed in range(5):
+            observation = client.reset(seed=seed).observation
+            assert (observation.text, observation.info) == env.reset(seed=seed)
+    env.close()
 
 
 def test_options_pin_the_fact(server, env):

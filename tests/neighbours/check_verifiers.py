@@ -5,17 +5,23 @@ Runs where verifiers is installed: `test_neighbours.py` says how.
 
 import asyncio
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from textwrap import dedent
 
 import gymnasium
 import pytest
 import verifiers.v1 as vf
 
+import itl_env.verifiers
+from itl_env.actions import call_turn, final_turn
 from itl_env.errors import DatabaseError
-from itl_env.verifiers import load_environment
+from itl_env.verifiers import PLUGIN, GymEnv, load_environment
 
 ID = "ITL/FactRecall-v0"
+TOOLS = "ITL/ToolCall-v0"
+CALCULATOR = {"categories": ["calculator"], "n": 10}
 
 
 def query(info):
@@ -31,12 +37,26 @@ def facts(world):
     return dict(resets)
 
 
+@pytest.fixture(scope="module")
+def calculations():
+    """The call and the final answer that each question of the calculator wants."""
+    env = gymnasium.make(TOOLS, **CALCULATOR)
+    task = env.unwrapped.task
+    turns = {task.question(s): [task.expert_turn(s, n) for n in (0, 1)] for s in task.samples}
+    env.close()
+    return turns
+
+
 @pytest.fixture
-def model(facts):
+def model(facts, calculations):
     """A server of chat completions whose models are scripts, and the requests that it got."""
 
     def answer(name, messages):
         said = [message["content"] for message in messages if message["role"] == "user"]
+        if said[0] in calculations:
+            # No question has an answer below zero.
+            wrong = [call_turn("calculator", {"expression": "1 - 2"}), final_turn("-1")]
+            return (calculations[said[0]] if name == "right" else wrong)[len(said) - 1]
         call = query(facts[said[0]])
         if name == "right":
             # White space is the model's own, and part of what it wrote.
@@ -113,7 +133,7 @@ def messages(trace):
 
 
 def test_a_right_answer_earns_one_and_the_dialogue_is_gymnasiums(world, facts, model):
-    (trace,) = play(load_environment(ID, n=1, seed=3, database=world), model, "right")[0]
+    (trace,) = play(load_environment(ID, n_rows=1, seed=3, database=world), model, "right")[0]
     env = gymnasium.make(ID, database=world)
     question, info = env.reset(seed=3)
     call = f"  {query(info)}\n"
@@ -135,14 +155,14 @@ def test_a_right_answer_earns_one_and_the_dialogue_is_gymnasiums(world, facts, m
 
 
 def test_a_wrong_answer_earns_nothing(world, model):
-    (trace,) = play(load_environment(ID, n=1, database=world), model, "wrong")[0]
+    (trace,) = play(load_environment(ID, n_rows=1, database=world), model, "wrong")[0]
     assert trace.reward == 0.0
     assert trace.metrics["exact"] == 0.0
     assert trace.info["gymnasium"]["answer"] == "The Moon"
 
 
 def test_the_rollouts_of_a_row_are_asked_the_same_and_rows_differ(world, facts, model):
-    rows = play(load_environment(ID, n=12, database=world), model, "right", rollouts=4)
+    rows = play(load_environment(ID, n_rows=12, database=world), model, "right", rollouts=4)
     openings = [{messages(trace)[0] for trace in row} for row in rows]
     assert all(len(opening) == 1 for opening in openings)
     assert [opening.pop()[1] for opening in openings] == list(facts)[:12]
@@ -150,7 +170,7 @@ def test_the_rollouts_of_a_row_are_asked_the_same_and_rows_differ(world, facts, 
 
 
 def test_an_error_goes_back_to_the_model_which_goes_on(world, model):
-    environment = load_environment(ID, n=1, database=world, max_queries=2, max_turns=3)
+    environment = load_environment(ID, n_rows=1, database=world, max_queries=2, max_turns=3)
     (trace,) = play(environment, model, "stumbling")[0]
     assert messages(trace)[2][1].startswith("error: ")
     assert trace.reward == 1.0
@@ -158,14 +178,14 @@ def test_an_error_goes_back_to_the_model_which_goes_on(world, model):
 
 
 def test_an_episode_that_is_truncated_ends_unanswered(world, model):
-    (trace,) = play(load_environment(ID, n=1, database=world), model, "lost")[0]
+    (trace,) = play(load_environment(ID, n_rows=1, database=world), model, "lost")[0]
     assert trace.reward == 0.0
     assert trace.num_turns == 2
     assert trace.info["gymnasium"]["stop_reason"] == "out_of_turns"
 
 
 def test_a_limit_of_verifiers_ends_the_run_without_a_reward(world, model):
-    environment = load_environment(ID, n=1, database=world)
+    environment = load_environment(ID, n_rows=1, database=world)
     config = environment.config
     agent = config.agent.model_copy(update={"max_turns": 1})
     limited = vf.load_environment(config.model_copy(update={"agent": agent}))
@@ -178,7 +198,7 @@ def test_a_limit_of_verifiers_ends_the_run_without_a_reward(world, model):
 def test_a_system_prompt_comes_first(world, model, tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("Ask with FIND <attribute> FOR <name>.")
-    config = load_environment(ID, n=1, database=world).config
+    config = load_environment(ID, n_rows=1, database=world).config
     taskset = config.taskset.model_copy(update={"system_prompt": path})
     environment = vf.load_environment(config.model_copy(update={"taskset": taskset}))
     (trace,) = play(environment, model, "right")[0]
@@ -186,6 +206,46 @@ def test_a_system_prompt_comes_first(world, model, tmp_path):
     roles = [[message["role"] for message in request["messages"]] for request in model.requests]
     assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
     assert model.requests[0]["messages"][0]["content"] == path.read_text()
+
+
+@pytest.mark.parametrize(("name", "reward"), [("right", 1.0), ("wrong", 0.0)])
+def test_a_tool_call_in_one_turn_is_the_answer(calculations, model, name, reward):
+    environment = load_environment(TOOLS, n_rows=3, **CALCULATOR)
+    for (trace,) in play(environment, model, name):
+        (_, question), (role, turn) = messages(trace)
+        assert (role, turn == calculations[question][0]) == ("assistant", name == "right")
+        assert trace.reward == reward
+        assert trace.metrics == {"form": 0.0, "outcome": reward}
+        assert trace.info["gymnasium"]["stop_reason"] == "answered"
+
+
+@pytest.mark.parametrize(("name", "reward"), [("right", 1.0), ("wrong", 0.0)])
+def test_a_tool_call_in_more_turns_is_gymnasiums_dialogue(calculations, model, name, reward):
+    environment = load_environment(TOOLS, n_rows=1, seed=4, max_turns=3, **CALCULATOR)
+    (trace,) = play(environment, model, name)[0]
+    env = gymnasium.make(TOOLS, max_turns=3, **CALCULATOR)
+    question, _ = env.reset(seed=4)
+    (_, asked), (_, call), (_, result), (_, final) = messages(trace)
+    assert (asked, result) == (question, env.step(call)[0])
+    assert [call, final] == calculations[question] or name == "wrong"
+    *_, info = env.step(final)
+    env.close()
+    assert trace.info["gymnasium"] == info
+    assert (trace.reward, trace.num_turns, info["answer"]) == (reward, 2, result)
+
+
+def test_a_process_that_never_imported_it_finds_it_by_the_documented_file(
+    world, tmp_path, monkeypatch
+):
+    file = tmp_path / f"{PLUGIN}.py"
+    file.write_text(dedent("\n".join(itl_env.verifiers.__doc__.splitlines()[-2:])))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, PLUGIN)
+    taskset = {"id": PLUGIN, "n_rows": 3, "arguments": {"database": world}}
+    environment = vf.load_environment(vf.resolve_env_config({"taskset": taskset}))
+    assert sys.modules[PLUGIN].__file__ == str(file)
+    assert isinstance(environment, GymEnv)
+    assert [task.data.seed for task in environment.taskset] == [0, 1, 2]
 
 
 def test_wrong_arguments_fail_when_the_environment_is_loaded(world):

@@ -1,0 +1,100 @@
+"""The study of tool calling, small, and the commands of GRPO."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from benchmarks.tool_calling import SIZES, ToolCallingConfig, tool_calling
+from itl_agents.tool_metrics import METRICS
+
+from .command_line import sentence
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study") / "tool-calling"
+    said = []
+    tool_calling(ToolCallingConfig(out=out, n_threads=1), said.append)
+    return out, "\n".join(said) + "\n"
+
+
+def test_the_study_measures_before_and_after_and_says_what_steps_cost(study):
+    out, printed = study
+    rows = pd.read_csv(out / "results.csv")
+    assert list(dict.fromkeys(rows["phase"])) == [
+        "scratch", "scratch, longer numbers", "after GRPO, longer numbers", "after GRPO",
+        "half-way, facts", "after GRPO, facts",
+    ]  # fmt: skip
+    shares = rows[rows["category"] != "facts"]
+    for metric in METRICS:
+        assert (shares[metric] == shares[f"{metric}_right"] / shares["n"]).all()
+        assert (shares[f"{metric}_low"] <= shares[metric]).all()
+    for cost in json.loads((out / "study.json").read_text())["costs"]:
+        spent = cost["generation"] + cost["tools"] + cost["update"]
+        assert spent == pytest.approx(1.0)
+    assert printed.strip() in (out / "report.md").read_text()
+    assert "| half-way, facts | facts | 10 |" in printed
+    for name in ("scratch", "hard-rl", "recall-rl"):
+        assert (out / "figures" / name / "evaluations.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_call_of_the_longer_numbers_that_are_asked_has_been_shown(study):
+    out, _ = study
+
+    def calls(file):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return {json.dumps(row["tool_args"]) for row in rows}
+
+    trained = calls(out / "tasks" / "train.jsonl") | calls(out / "hard" / "train.jsonl")
+    shown = calls(out / "hard-shown.jsonl")
+    assert len(shown) == SIZES["smoke"].n_hard_shown
+    assert not calls(out / "hard" / "validation.jsonl") & (trained | shown)
+
+
+def test_a_study_goes_on_and_other_settings_need_another_folder(study, run):
+    out, printed = study
+    command = (
+        "bench",
+        "run",
+        "tool-calling",
+        "--preset",
+        "smoke",
+        "--n-threads",
+        "1",
+        "--out",
+        out,
+    )
+    again = run(*command)
+    assert again[:2] == (0, printed)
+    status, _, err = run(*command, "--seed", "1")
+    assert status == 2
+    assert "holds a study of other settings" in sentence(err)
+
+
+def test_grpo_by_its_commands(study, run, tmp_path):
+    out, _ = study
+    common = (
+        *("--n-steps", "2", "--n-generations", "2", "--batch-size", "4", "--max-new-tokens", "8"),
+        *("--steps-per-generation", "1", "--n-evaluate", "4", "--n-threads", "1"),
+    )
+    tools = ("toolcall", "rl", "--model", out / "scratch", "--data", out / "hard", *common)
+    status, printed, err = run(*tools, "--out", tmp_path / "tools")
+    assert status == 0, err
+    assert "right outcomes" in printed
+    # The prompts are those of the run that the model comes from.
+    assert "instruction: ''" in (tmp_path / "tools" / "config.yaml").read_text()
+    status, printed, err = run(*tools, "--out", tmp_path / "tools")
+    assert status == 0, err
+    assert "is finished; this is its result" in printed
+    status, printed, err = run(
+        "train", "rl", "--model", out / "half", "--database", out / "world.db", *common,
+        "--n-people", "20", "--n-unseen", "10", "--out", tmp_path / "facts",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "recall" in printed
+    status, _, err = run(*tools, "--n-generations", "3", "--out", tmp_path / "other")
+    assert status == 2
+    assert "no whole number of groups of 3" in sentence(err)
