@@ -9,19 +9,14 @@ ends with the same weights.
 """
 
 import dataclasses
-import math
 import os
 import shutil
-import time
 import warnings
-import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import get_json_schema
 from trl import GRPOConfig
@@ -33,38 +28,26 @@ from itl_agents.native_tools import NativeToolAgent
 from itl_agents.pretrained import load_pretrained
 from itl_env import streams
 from itl_env.connection import lasting_url
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError
 from itl_env.recall import RecallTask
 from itl_env.tool_call import ToolCallTask
 from itl_env.trl import environment_factory
-from itl_train.checkpoint import (
-    adopt,
-    check_finite,
-    checkpoints,
-    drop_optimizers,
-    has_optimizer,
-    keep_last,
-    newest,
-    newest_whole,
-    what_is_left,
-)
-from itl_train.interrupt import deferred_interrupt
+from itl_train.checkpoint import newest_whole
 from itl_train.rl_config import KL_ONLY, RecallRLSettings, ToolRLSettings
 from itl_train.rl_rewards import Rewards
 from itl_train.rl_subjects import RecallSubject, RLSubject, ToolSubject
 from itl_train.rl_trainer import EpisodeTrainer, turn_tokenizer
 from itl_train.run_folder import RunFolder, run_settings
 from itl_train.team import Team, check_device
-from itl_train.threads import threads
+from itl_train.trainer_run import OnMetrics, TrainerRun, Watcher, adapter, asked
 from itl_train.watch import memory_mb
 
-OnMetrics = Callable[[dict[str, Any]], None]
 TOLD = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}
 """What of TRL's metrics is kept, and under which name."""
 START = "start"  # in a run's folder: the model that it began with, where that is in no folder
 
 
-class RLRun:
+class RLRun(TrainerRun):
     """A run in its folder: `config.yaml`, `versions.json`, `metrics.jsonl`, `checkpoints/`."""
 
     def __init__(self, settings: ToolRLSettings | RecallRLSettings, out: Path) -> None:
@@ -98,9 +81,10 @@ class RLRun:
         if recorded.get("database"):
             recorded["database"] = lasting_url(recorded["database"])
         self.folder = RunFolder.open(out, recorded)
+        self.keep_checkpoints = settings.keep_checkpoints
         with self.folder.alone():
             model = self._started(model, source)
-            self.resumed_from = self._restore()
+        self.resumed_from = self.restore()
         model.requires_grad_(True)
         model.generation_config.eos_token_id = sorted(self.agent(model).stop_ids)
         self.rewards = Rewards(task, self.subject.items, self.chat, settings.n_generations)
@@ -116,8 +100,8 @@ class RLRun:
                 processing_class=(
                     turn_tokenizer(tokenizer, self.chat, task) if multi and is_text else tokenizer
                 ),
-                peft_config=self._adapter(),
-                callbacks=[_Watcher(self)],
+                peft_config=adapter(settings, model),
+                callbacks=[Watcher(self)],
                 environment_factory=(
                     environment_factory(task, self.subject.items, calls) if multi else None
                 ),
@@ -125,6 +109,7 @@ class RLRun:
             )
         self.trainer.remove_callback(PrinterCallback)
         self.last_evaluation = self.folder.last_evaluation()
+        self._warned: set[str] = set()
 
     def _started(self, model: Any, source: str) -> Any:
         """The model as it is loaded from a folder that will last, or from the hub.
@@ -158,19 +143,6 @@ class RLRun:
         order = order[: len(drawn)]
         prompts = [[{"role": "user", "content": task.question(items[i])}] for i in order]
         return Dataset.from_dict({"prompt": prompts, "index": order})
-
-    def _adapter(self) -> Any:
-        """PEFT's configuration of the adapter; None to train all weights."""
-        if not self.settings.lora_rank:
-            return None
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.settings.lora_rank,
-            lora_alpha=self.settings.lora_alpha,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
 
     def _arguments(self) -> GRPOConfig:
         settings = self.settings
@@ -209,29 +181,15 @@ class RLRun:
             disable_tqdm=True,
         )
 
-    def _restore(self) -> Path | None:
-        """The newest whole checkpoint; what is broken or too new is cleared away."""
-        found = newest(self.folder.checkpoints, self.folder.warn, lambda path: path)
-        if found is not None and not has_optimizer(found):
-            raise ConfigError(
-                f"{found} holds no optimizer any more, so training cannot go on from it."
-            )
-        self.folder.forget_metrics_after(_step_of(found))
-        self._keep()
-        return found
-
-    def _keep(self) -> None:
-        keep_last(self.folder.checkpoints, self.settings.keep_checkpoints or None)
+    @property
+    def n_steps(self) -> int:
+        """See `TrainerRun`."""
+        return self.settings.n_steps
 
     @property
-    def step(self) -> int:
-        """Optimizer steps taken so far."""
-        return max(int(self.trainer.state.global_step), _step_of(self.resumed_from))
-
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are taken."""
-        return self.step >= self.settings.n_steps
+    def evaluation_steps(self) -> int:
+        """See `TrainerRun`."""
+        return self.settings.evaluate_every
 
     def agent(self, model: Any) -> HFAgent | NativeToolAgent:
         """A model playing greedily."""
@@ -265,97 +223,34 @@ class RLRun:
     def evaluate(self, step: int) -> dict[str, Any]:
         """What comes of questions trained on and of others, through the task."""
         model = self.trainer.model
-        was_training = model.training
-        model.eval()
-        try:
+        with asked(model):
             row = {"step": step, **self.subject.ask(self.agent(model), self.settings.n_evaluate)}
-        finally:
-            model.train(was_training)
         self.last_evaluation = row
         return row
 
-    def train(self, on_metrics: OnMetrics | None = None) -> dict[str, Any]:
-        """Train to the end and return the last evaluation; step 0 is evaluated, too.
-
-        on_metrics: called with every line of `metrics.jsonl` as it is written.
-
-        Ctrl-C, and the signals by which a scheduler ends a job, let the step finish and a
-        checkpoint be saved before they have their effect. Raises ITLError at a loss that is not
-        finite, naming the step.
-        """
-        self.on_metrics = on_metrics
+    def before(self, resumed_from: Path | None) -> None:
+        """Evaluate the model as it was, or take up what has been generated."""
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        with threads(self.n_threads), self.folder.alone():
-            if not self.step and self.last_evaluation is None:
-                self.log(self.evaluate(0))
-            while not self.finished:
-                with deferred_interrupt() as self.interrupted:
-                    path = self.resumed_from
-                    if path is not None:
-                        self.trainer.take_generated(path)
-                    self.trainer.train(resume_from_checkpoint=None if path is None else str(path))
-                self.resumed_from = checkpoints(self.folder.checkpoints)[-1]
-            last = self.last_evaluation
-            if last is None or last["step"] != self.step:
-                last = self.evaluate(self.step)
-                self.log(last)
-            return last
+        if resumed_from is not None:
+            self.trainer.take_generated(resumed_from)
+        elif self.last_evaluation is None:
+            self.log(self.evaluate(0))
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append a row to the metrics."""
-        self.folder.log(row, self.on_metrics)
-
-
-class _Watcher(TrainerCallback):
-    """Writes what a run's folder holds, asks questions, and stops where that is due."""
-
-    def __init__(self, run: RLRun) -> None:
-        self.run: RLRun = weakref.proxy(run)  # so that who lets go of the run frees its model
-        self._began, self._asking = 0.0, 0.0
-        self._warned: set[str] = set()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any
-    ) -> None:
-        self._began = time.perf_counter()
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:  # the summary at the end
-            return
-        run, now = self.run, time.perf_counter()
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise ITLError(
-                f"The loss is {loss} at step {state.global_step}; lower lr. "
-                f"{what_is_left(run.folder.checkpoints)}"
-            )
-        seconds = now - self._began - self._asking  # of training alone
-        seen = run.rewards.take()
-        generation, run.trainer.generation_seconds = run.trainer.generation_seconds, 0.0
-        row = {
-            "step": state.global_step,
-            "loss": loss,
-            "gradient_norm": float(logs.get("grad_norm", math.nan)),
+    def row(self, logs: dict[str, Any], step: int, seconds: float) -> dict[str, Any]:
+        """The parts of the reward, and what the time was spent on, in seconds."""
+        seen = self.rewards.take()
+        generation, self.trainer.generation_seconds = self.trainer.generation_seconds, 0.0
+        return {
             **{ours: logs[theirs] for theirs, ours in TOLD.items() if logs.get(theirs) is not None},
             **seen.row(),
             "seconds": seconds,
             "generation_s": generation,
             "tools_s": seen.tool_seconds,
             "update_s": seconds - generation - seen.tool_seconds,
-            "memory_mb": memory_mb(run.settings.device),
+            "memory_mb": memory_mb(self.settings.device),
         }
-        run.log(row)
-        self._warn(row)
-        self._began, self._asking = now, 0.0
 
-    def _warn(self, row: dict[str, Any]) -> None:
+    def told(self, row: dict[str, Any]) -> None:
         """Say once, loudly, what makes training idle."""
         flat, cut = row.get("groups_without_spread", 0.0), row.get("cut_and_worthless", 0.0)
         if flat > 0.5:
@@ -369,42 +264,19 @@ class _Watcher(TrainerCallback):
             self._once(
                 "cut",
                 f"At step {row['step']}, {cut:.0%} of the completions were cut at "
-                f"{self.run.settings.max_new_tokens} tokens and earned nothing; raise "
-                "max_new_tokens.",
+                f"{self.settings.max_new_tokens} tokens and earned nothing; raise max_new_tokens.",
             )
 
     def _once(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            self.run.folder.warn(message)
+            self.folder.warn(message)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        run, step = self.run, state.global_step
-        if step % run.settings.evaluate_every == 0 and step < run.settings.n_steps:
-            began = time.perf_counter()
-            run.log(run.evaluate(step))
-            self._asking += time.perf_counter() - began
-        ends = step == run.settings.n_steps
-        if ends or run.interrupted():
-            control.should_training_stop = True
-            control.should_save = True
-        if ends:
-            control.should_log = True
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        run, step = self.run, state.global_step
-        check_finite(run.trainer.model, step, run.folder.checkpoints)
-        written = run.folder.checkpoints / f"checkpoint-{step}"
-        shutil.rmtree(written / "ref", ignore_errors=True)
-        run.tokenizer.save_pretrained(written)  # not the copy that TRL reads calls by
-        run.trainer.keep_generated(written)
-        adopt(run.folder.checkpoints, step)
-        drop_optimizers(run.folder.checkpoints)
-        run._keep()
+    def written(self, checkpoint: Path) -> None:
+        """Put beside the weights what resuming needs, and the tokenizer as it was."""
+        shutil.rmtree(checkpoint / "ref", ignore_errors=True)
+        self.tokenizer.save_pretrained(checkpoint)  # not the copy that TRL reads calls by
+        self.trainer.keep_generated(checkpoint)
 
 
 def model_of(name: str) -> str:
@@ -416,10 +288,6 @@ def model_of(name: str) -> str:
             raise ConfigError(f"There is no whole checkpoint in {folder}.")
         return str(found)
     return name
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
 def train_rl(
