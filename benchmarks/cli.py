@@ -64,6 +64,17 @@ STUDIES = {
         "benchmarks.large_scale:large_scale",
         resumes=True,
     ),
+    "tool-calling": Command(
+        "small models that learn to call tools, and are paid for what comes of it",
+        "benchmarks.tool_calling:ToolCallingConfig",
+        "benchmarks.tool_calling:tool_calling",
+        resumes=True,
+    ),
+    "throughput-tools": Command(
+        "how fast tools, their environment and generated samples are",
+        "benchmarks.throughput_tools:ThroughputToolsConfig",
+        "benchmarks.throughput_tools:throughput_tools",
+    ),
     **{
         name: Command(
             summary,
@@ -118,6 +129,9 @@ COMMANDS = {
         "run_train_sft",
         resumes=True,
     ),
+    "train rl": _own(
+        "rl", "train a model to look facts up by GRPO", "TrainRL", "train_rl", resumes=True
+    ),
     "eval": _own("train", "measure the recall of a trained model", "Eval", "run_eval"),
     "sweep memory": _own(
         "sweep",
@@ -147,6 +161,27 @@ COMMANDS = {
         "ToolcallData",
         "toolcall_data",
     ),
+    "toolcall train": _own(
+        "toolcall",
+        "train a small Llama from scratch to call tools",
+        "ToolcallTrain",
+        "toolcall_train",
+        resumes=True,
+    ),
+    "toolcall sft": _own(
+        "toolcall",
+        "fine-tune a pretrained model to call tools",
+        "ToolcallSFT",
+        "toolcall_sft",
+        resumes=True,
+    ),
+    "toolcall rl": _own(
+        "rl", "train a model to call tools by GRPO", "ToolcallRL", "toolcall_rl", resumes=True
+    ),
+    "toolcall eval": _own(
+        "toolcall", "measure how well a model calls tools", "ToolcallEval", "toolcall_eval"
+    ),
+    "toolcall plot": _own("toolcall", "draw the metrics of a run", "ToolcallPlot", "toolcall_plot"),
     "bench list": _own("train", "list the studies", "BenchList", "bench_list"),
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }

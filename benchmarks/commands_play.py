@@ -250,7 +250,9 @@ def _tokenizer(config: Show) -> "DialogueTokenizer":
 def _headline(episode: Episode) -> str:
     fact = episode.fact
     ending = f"error {episode.error}" if episode.error else str(episode.stop_reason)
+    what = f"{fact.attribute} of {fact.name!r} is {fact.value!r}"
+    if episode.sample is not None:
+        what = f"{fact.attribute} sample {fact.name!r} expects {fact.value!r}"
     return (
-        f"episode {episode.index} by {episode.agent}: {fact.attribute} of {fact.name!r} is "
-        f"{fact.value!r}; reward {episode.reward:g}, {ending}"
+        f"episode {episode.index} by {episode.agent}: {what}; reward {episode.reward:g}, {ending}"
     )

@@ -48,7 +48,8 @@ def train_rl(config: TrainRL) -> None:
 
 
 def _train(
-    settings: ToolRLSettings | RecallRLSettings, out: Path, label: str, about: Mapping[str, str]) -> None:
+    settings: ToolRLSettings | RecallRLSettings, out: Path, label: str, about: Mapping[str, str]
+) -> None:
     from benchmarks.rollouts import quiet_transformers
     from itl_train.rl import RLRun
 

@@ -4,11 +4,11 @@ See `commands_world`.
 """
 
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -17,6 +17,7 @@ from benchmarks.commands_world import TaskSource
 from benchmarks.evaluation import Measured
 from benchmarks.quickstart import QuickstartConfig
 from benchmarks.rollouts import Questions
+from benchmarks.training import part_of, train_run
 from itl_agents.hub import check_model
 from itl_env.dialogue import Style
 from itl_env.episode import Episode, read_episodes, write_episodes
@@ -27,12 +28,6 @@ from itl_train.memory_config import MemoryConfig
 from itl_train.run_folder import EVALUATIONS, TABLE
 from itl_train.sft_config import SFTSettings
 from itl_train.watch_config import WatchConfig
-
-if TYPE_CHECKING:
-    from itl_train.memory import MemoryRun
-    from itl_train.sft import SFTRun
-
-Settings = TypeVar("Settings")
 
 
 def run_quickstart(config: QuickstartConfig) -> None:
@@ -78,34 +73,8 @@ def run_train_memory(config: TrainMemory) -> None:
     """Train, and print the recall at the end."""
     from itl_train.memory import MemoryRun
 
-    run = MemoryRun(_part(config, MemoryConfig), config.out, config.watch())
-    _train(run, config.out, config.mode, config.n_steps)
-
-
-def _part(config: Any, settings: type[Settings]) -> Settings:
-    """Of a command's flags, those that are settings of a kind."""
-    names = [field.name for field in fields(settings)]  # type: ignore[arg-type]
-    return settings(**{name: getattr(config, name) for name in names})
-
-
-def _train(run: "MemoryRun | SFTRun", out: Path, label: str, n_steps: int) -> None:
-    """Train a run to its end with progress, and print its result; one process speaks."""
-    from benchmarks.progress import TrainingProgress
-    from benchmarks.statistics import percent
-
-    if run.team.first and run.finished:
-        print(f"{out} is finished; this is its result")
-    elif run.team.first and run.step:
-        print(f"going on from step {run.step:,}")
-    with TrainingProgress({label: n_steps}) as progress:
-        last = run.train(partial(progress, label))
-    if not run.team.first:
-        return
-    for who, about in (("seen", "what it was trained on"), ("unseen", "unseen people")):
-        if f"asked_{who}" in last:
-            recall = percent(last[f"right_{who}"], last[f"asked_{who}"])
-            print(f"step {last['step']:,}: recall {recall} on {about}")
-    print(f"the run is in {out}")
+    run = MemoryRun(part_of(config, MemoryConfig), config.out, config.watch())
+    train_run(run, config.out, config.mode, config.n_steps)
 
 
 @dataclass(frozen=True)
@@ -130,8 +99,8 @@ def run_train_sft(config: TrainSFT) -> None:
     from itl_train.sft import SFTRun
 
     quiet_transformers()
-    settings = _part(config, SFTSettings)
-    _train(SFTRun(settings, config.out), config.out, config.mode, settings.steps)
+    settings = part_of(config, SFTSettings)
+    train_run(SFTRun(settings, config.out), config.out, config.mode, settings.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +181,8 @@ def run_eval(config: Eval) -> None:
         find_checkpoint(folder)  # if there is none, that is what is wrong
         run = run_settings(folder)
     url = config.database or run.get("database")
+    if "data" in run and not config.database:
+        raise ConfigError(f"{config.model} has learnt to call tools; see `itl toolcall eval`.")
     if not url:
         raise ConfigError(f"{config.model} belongs to no run; name a database with --database.")
     source = TaskSource(
@@ -258,7 +229,7 @@ def run_evaluation(config: Eval) -> None:
     if folder.parent.name == "checkpoints":
         folder, chosen = folder.parent.parent, [folder]
     evaluation = RunEvaluation(
-        folder, _part(config, Measured), device=config.device, say=say, track=track
+        folder, part_of(config, Measured), device=config.device, say=say, track=track
     )
     print(summary(evaluation.run(chosen)))
     print(f"the table is in {folder / EVALUATIONS / TABLE}")

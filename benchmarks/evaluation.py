@@ -421,6 +421,8 @@ def settings_of(folder: Path) -> SFTSettings:
             f"{folder} holds a run that began from nothing, so there is no base to compare with; "
             "leave out HellaSwag and drift, or fine-tune its checkpoint with `itl train sft`."
         )
+    if "data" in found:
+        raise ConfigError(f"{folder} has learnt to call tools; see `itl toolcall eval --every`.")
     if unknown := [name for name in found if name not in names]:
         raise ITLError(f"{folder / CONFIG} has the setting {unknown[0]!r}, which is not known.")
     return SFTSettings(**found)

@@ -69,7 +69,7 @@ def _paper() -> dict[str, tuple[Job, ...]]:
     for model in ("smollm-135m", "smollm-360m", "smollm-1.7b", "llama-1b", "llama-3b", "llama-8b"):
         tool = {**published, "n_epochs": 15.0}
         if model.startswith("llama"):  # no rate was published; the one to know facts
-            tool["lr"] = SFTSettings("", model, mode="in-weight", **published).rate
+            tool["lr"] = SFTSettings(database="", model=model, mode="in-weight", **published).rate
         jobs[model] = (
             *(Job("in-weight", n, published) for n in (500, 1_000, 5_000, 10_000, 50_000)),
             Job("in-tool", 500 if model.startswith("llama") else 1_000, tool),

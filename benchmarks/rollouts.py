@@ -1,7 +1,7 @@
 """Agents by name, the questions they are asked, what came of it: `itl rollout`, `itl eval`."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,36 +12,55 @@ from itl_agents.agent import Agent
 from itl_agents.evaluate import RecallCount, one_question_each
 from itl_agents.hub import check_model
 from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
+from itl_agents.tool_scripted import DirectAgent, ToolExpert
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError, ITLError
 from itl_env.facts import Fact
 from itl_env.files import read_json
 from itl_env.recall import RecallTask
+from itl_env.tool_call import ToolCallTask
 
 Questions = Literal["one", "all"]
 
-SCRIPTED = {"expert": ExpertAgent, "no-tool": NoToolAgent, "random": RandomAgent}
+SCRIPTED: Mapping[str, Callable[[RecallTask], Agent]] = {
+    "expert": ExpertAgent,
+    "no-tool": NoToolAgent,
+    "random": RandomAgent,
+}
+TOOL_SCRIPTED: Mapping[str, Callable[[ToolCallTask], Agent]] = {
+    "expert": ToolExpert,
+    "direct": lambda task: DirectAgent(),
+}
 
 
 def make_agent(
     name: str,
-    task: RecallTask,
+    task: RecallTask | ToolCallTask,
     temperature: float = 0.0,
     device: str = "cpu",
     system: str = "",
+    *,
+    run: Mapping[str, Any] | None = None,
+    max_new_tokens: int | None = None,
+    max_tokens: int = 0,
 ) -> Agent:
     """An agent: scripted, by its name; or a model, by the folder of its run or checkpoint, its
     .gguf file, or its hub id.
 
     system: a message before each conversation; by default that of the model's run.
+    run: the settings of that run, if it is not the one that the model belongs to.
+    max_new_tokens, max_tokens: see `HFAgent`; by default as many as an agent takes.
 
     Raises ConfigError if it is none, reads no such message, or the model cannot play the task.
     """
-    if name in SCRIPTED:
+    scripted: Mapping[str, Callable[[Any], Agent]]
+    scripted = SCRIPTED if isinstance(task, RecallTask) else TOOL_SCRIPTED
+    if name in scripted:
         if system:
             raise ConfigError(f"The agent {name} reads no system message; leave out --protocol.")
-        return SCRIPTED[name](task)
-    place, run = name, {}
+        return scripted[name](task)
+    place = name
+    limits = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     if Path(name).is_dir():
         checkpoint = find_checkpoint(Path(name))
         if is_nanollama(checkpoint):
@@ -56,10 +75,13 @@ def make_agent(
                 open_tokenizer(checkpoint),
                 name=str(checkpoint),
                 temperature=temperature,
+                **limits,
             )
-        place, run = str(checkpoint), run_settings(Path(name))
+        place = str(checkpoint)
+        run = run_settings(Path(name)) if run is None else run
     else:
-        check_model(name, among=SCRIPTED)
+        check_model(name, among=scripted)
+    run = run or {}
     if system and (run.get("system") or run.get("calls") == "native"):
         raise ConfigError(
             f"{name} was trained under a system message or with calls of its own; leave out "
@@ -68,16 +90,19 @@ def make_agent(
     from itl_agents.huggingface import HFAgent
 
     quiet_transformers()
+    replies = task.max_queries > 0 if isinstance(task, RecallTask) else task.max_turns > 1
     agent = HFAgent.load(
         place,
         calls=run.get("calls", "text"),
         system=system or run.get("system", ""),
         dtype=run.get("dtype", "float32"),
         device=device,
-        keep_turns=task.max_queries > 0,
+        keep_turns=replies,
         temperature=temperature,
+        max_tokens=max_tokens,
+        **limits,
     )
-    if task.max_queries:
+    if replies:
         agent.chat.check_tool()
     return agent
 

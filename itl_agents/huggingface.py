@@ -28,6 +28,8 @@ class HFAgent:
         what was written before is kept.
     temperature: 0 is greedy; above 0 each turn is drawn with the conversation's own seed.
     max_new_tokens: of one turn; a longer turn is cut (`finish_reason` is `length`).
+    max_tokens: of a prompt and the turn that follows: what the user says first loses its left part
+        where there are more (see `render_messages`); 0 for as many as the model takes.
     keep_turns: keep what was computed of a turn until the next one, which then reads only what is
         new; it takes memory, and nothing is gained where dialogues have one turn.
     calls, system, options: see `ChatTokenizer`.
@@ -45,11 +47,17 @@ class HFAgent:
         batch_size: int = 64,
         temperature: float = 0.0,
         max_new_tokens: int = 64,
+        max_tokens: int = 0,
         keep_turns: bool = True,
     ) -> None:
         """Raises ConfigError for a model without a chat template that shows questions."""
         if batch_size < 1 or max_new_tokens < 1:
             raise ConfigError("batch_size and max_new_tokens must be at least 1.")
+        if max_tokens and max_tokens <= max_new_tokens:
+            raise ConfigError(
+                f"max_tokens is {max_tokens}, which leaves no room for a question beside the "
+                f"{max_new_tokens} of max_new_tokens."
+            )
         self.model = model
         self.name = name or str(model.name_or_path)
         self.chat = ChatTokenizer(
@@ -58,6 +66,7 @@ class HFAgent:
         self.batch_size = batch_size
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
+        self.max_tokens = max_tokens
         own = model.generation_config.eos_token_id if model.generation_config else None
         own = [] if own is None else [own] if isinstance(own, int) else own
         self.stop_ids = tuple(sorted({*self.chat.stop_ids, *own}))
@@ -72,15 +81,18 @@ class HFAgent:
         return cls(model, tokenizer, **{"name": name, **settings})
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
-        """See `Agent.respond`. A conversation too long for the model ends in an `error`.
+        """See `Agent.respond`. One too long for the model, or max_tokens, ends in an `error`.
 
         Raises ConfigError if a tool has replied and the template cannot show that.
         """
+        most = max(0, self.max_tokens - self.max_new_tokens)
         prompts = [
-            render_prompt(talk.messages, self.chat, talk.completions) for talk in conversations
+            render_prompt(talk.messages, self.chat, talk.completions, most)
+            for talk in conversations
         ]
         room = getattr(self.model.config, "max_position_embeddings", None) or 2**31
-        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) < room]
+        longest = min(most or room, room - 1)
+        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= longest]
         completions = [Completion("", None, "error")] * len(prompts)
         known: list[Place | None] = [None] * len(prompts)
         if self._memory is not None:

@@ -8,6 +8,9 @@ and the chat template of a pretrained model what that model is used to (`itl_age
 What the model must write is trained: its own text and what ends its turn, such as `<|database|>`
 after a call (the model decides to hand over) and `<|eod|>` after its answer. The user's text, the
 reply, and what the environment puts around them are not.
+
+Where a dialogue may take only so many tokens, what the user says first loses its left part; the
+marks, replies and the assistant's turns stay whole.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 from itl_env.dialogue import Message, Role
 from itl_env.episode import Completion, Episode
-from itl_env.errors import ITLError
+from itl_env.errors import ConfigError, ITLError
 
 IGNORED = -100
 """The label of a token that is not trained (the value PyTorch's cross-entropy skips)."""
@@ -75,9 +78,20 @@ class Rendered(NamedTuple):
     labels: list[int]
 
 
-def render(episode: Episode, tokenizer: DialogueTokenizer) -> Rendered:
-    """The whole episode; raises ITLError if nothing in it is trained."""
-    rendered = render_messages(episode.messages, tokenizer, episode.completions)
+def render(episode: Episode, tokenizer: DialogueTokenizer, max_tokens: int = 0) -> Rendered:
+    """The whole episode; see `render_messages` for `max_tokens`.
+
+    Raises ITLError if nothing in it is trained, and ConfigError if it cannot be made to fit.
+    """
+    rendered = render_messages(
+        episode.messages, tokenizer, episode.completions, max_tokens=max_tokens
+    )
+    if max_tokens and (n := len(rendered.input_ids)) > max_tokens:
+        whose = f"Sample {episode.sample.id!r}" if episode.sample else f"Episode {episode.index}"
+        raise ConfigError(
+            f"{whose} takes {n} tokens even without its question, more than the {max_tokens} of "
+            "max_tokens; raise it, or leave that one out."
+        )
     if rendered.labels.count(IGNORED) == len(rendered.labels):
         raise ITLError(f"Episode {episode.index} holds no assistant turn to train on.")
     return rendered
@@ -87,9 +101,12 @@ def render_prompt(
     messages: Sequence[Message],
     tokenizer: DialogueTokenizer,
     completions: Sequence[Completion] = (),
+    max_tokens: int = 0,
 ) -> list[int]:
-    """Ids of the dialogue so far, up to where the assistant writes."""
-    return render_messages(messages, tokenizer, completions, prompt=True).input_ids
+    """Ids of the dialogue so far, up to where the assistant writes; see `render_messages`."""
+    return render_messages(
+        messages, tokenizer, completions, prompt=True, max_tokens=max_tokens
+    ).input_ids
 
 
 def render_messages(
@@ -98,18 +115,22 @@ def render_messages(
     completions: Sequence[Completion] = (),
     *,
     prompt: bool = False,
+    max_tokens: int = 0,
 ) -> Rendered:
     """Ids and labels of messages.
 
     completions: the assistant's turns in order; one with token ids is taken as it was sampled
         instead of being encoded again from text.
     prompt: whether the assistant is to write next.
+    max_tokens: if there are more, the first message of the user loses tokens from the left, all but
+        its last one at most; what is longer even so is left so. 0 for no limit.
     """
     roles = tuple(message.role for message in messages)
     around = tokenizer.around(roles, prompt)
     ids = list(around[0].between)
     labels = [IGNORED] * len(ids)
     turns = iter(completions)
+    question: slice | None = None  # of the user's first words
     for place, (role, text) in enumerate(messages):
         end, between, _ = around[place + 1]
         if role == "assistant":
@@ -129,10 +150,17 @@ def render_messages(
         else:
             replies = role == "database"
             content = tokenizer.encode_reply(text) if replies else tokenizer.encode(text)
+            if question is None:
+                question = slice(len(ids), len(ids) + len(content))
             ids += content
             labels += [IGNORED] * len(content)
         ids += between
         labels += [IGNORED] * len(between)
+    if max_tokens and question is not None:
+        n = min(len(ids) - max_tokens, question.stop - question.start - 1)
+        if n > 0:
+            cut = slice(question.start, question.start + n)
+            del ids[cut], labels[cut]
     return Rendered(ids, labels)
 
 

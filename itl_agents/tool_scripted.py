@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itl_agents.agent import Conversation
 from itl_env.actions import final_turn
 from itl_env.episode import Completion
+from itl_env.errors import ConfigError
 from itl_env.samples import Sample
 from itl_env.tool_call import ToolCallTask
 
@@ -14,7 +15,7 @@ from itl_env.tool_call import ToolCallTask
 class ToolExpert:
     """Writes what each sample says is right; it knows a sample by its prompt.
 
-    Raises ValueError if two samples of the task that differ in what is right share a prompt.
+    Raises ConfigError if two samples of the task that differ in what is right share a prompt.
     """
 
     name = "expert"
@@ -25,7 +26,10 @@ class ToolExpert:
         for sample in task.samples:
             other = self._by_question.setdefault(task.question(sample), sample)
             if (other.steps, other.expected_answer) != (sample.steps, sample.expected_answer):
-                raise ValueError(f"Samples {other.id!r} and {sample.id!r} share their prompt.")
+                raise ConfigError(
+                    f"Samples {other.id!r} and {sample.id!r} have one prompt, but differ in what "
+                    "is right; leave one of them out."
+                )
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `Agent.respond`."""

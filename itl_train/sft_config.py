@@ -10,7 +10,8 @@ from itl_env.dialogue import Style
 from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask, max_queries_of
 from itl_env.trivia import open_trivia, task_over
-from itl_train.settings import check_at_least, check_types
+from itl_train.fine_tune_config import FineTuneSettings
+from itl_train.settings import check_at_least
 
 RecipeName = Literal["lora", "published"]
 
@@ -43,44 +44,25 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 """Settings by recipe, where they differ from the defaults of `SFTSettings`."""
 
 
-@dataclass(frozen=True)
-class SFTSettings:
+@dataclass(frozen=True, kw_only=True)
+class SFTSettings(FineTuneSettings):
     """One fine-tuning run; the same fields are the command line's flags and `config.yaml`."""
 
     database: str  # URL of the fact database, such as sqlite:///facts.db
-    model: str  # smollm-135m and other short names, a hub id, a folder, or a .gguf file
     table: str = "people"  # its table of facts
     key: str = "name"  # the column that names people
     trivia: bool = False  # the database is one of `itl facts trivia`, whose answers have aliases
     mode: Mode = "in-tool"  # look facts up, or know them
     style: Style = "compact"  # how a call is written
     calls: Literal["text", "native"] = "text"  # as text, or as the model has learnt to call tools
-    system: str = ""  # a system message before each dialogue; by default what the template has
     n_facts: int = 1_000  # facts to train on: the first of the database, all of each person
     n_unseen: int = 400  # facts to test on: the next ones; in-weight runs may set 0
-    lora_rank: int = 16  # rank of the adapter; 0 to train all weights
-    lora_alpha: int = 32  # its updates are multiplied by lora_alpha / lora_rank
-    lora_dropout: float = 0.0  # share of its inputs that are dropped in training
     lr: float = 1e-3  # learning rate; 0 for the published one of this model and mode
-    batch_size: int = 8  # dialogues a step, of all processes together
-    at_once: int = 8  # dialogues that a process computes at once, at most; gradients add up
     n_epochs: float = 15.0  # times that each dialogue is seen
     n_steps: int = 0  # optimizer steps, if not those of n_epochs
-    warmup: float = 0.05  # share of the steps until the learning rate is full; then it is constant
-    weight_decay: float = 0.0  # of AdamW
-    clip: float = 1.0  # the largest norm a gradient may have; 0 for any
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
-    gradient_checkpointing: bool = False  # compute activations again instead of keeping them
-    stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
     stop_on: Literal["seen", "unseen"] = "seen"  # of facts trained on, or of others
-    seed: int = 0  # drives the adapter's initialisation and the order of the data
-    log_every: int = 5  # steps between lines of metrics.jsonl
     evaluate_every: float = 0.5  # epochs between evaluations; the last step is always evaluated
-    n_evaluate: int = 100  # questions in an evaluation, of either kind; always the same ones
     checkpoint_every: float = 2.0  # epochs between checkpoints
-    keep_checkpoints: int = 0  # how many of the last ones are kept; 0 for all
-    device: str = "cpu"  # where to train: cpu, cuda, ...
-    n_threads: int = 0  # CPU threads; 0 for one a core
 
     @classmethod
     def of(cls, recipe: RecipeName, **settings: Any) -> "SFTSettings":
@@ -88,18 +70,12 @@ class SFTSettings:
         return cls(**{**RECIPES[recipe], **settings})
 
     def __post_init__(self) -> None:
-        check_types(self)
-        check_at_least(self, 1, "n_facts", "batch_size", "at_once", "log_every", "n_evaluate")
-        check_at_least(
-            self, 0, "n_unseen", "lora_rank", "n_steps", "weight_decay", "clip", "lr",
-            "keep_checkpoints", "n_threads",
-        )  # fmt: skip
-        for name in ("n_epochs", "evaluate_every", "checkpoint_every", "lora_alpha"):
+        super().__post_init__()
+        check_at_least(self, 1, "n_facts")
+        check_at_least(self, 0, "n_unseen", "n_steps")
+        for name in ("n_epochs", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be positive.")
-        for name in ("stop_at", "warmup", "lora_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
         if not self.lr and self.mode not in PUBLISHED_RATES.get(self.model, {}):
             raise ConfigError(
                 f"No learning rate was published for the model {self.model!r} {self.mode}; set lr."
@@ -114,32 +90,22 @@ class SFTSettings:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """See `FineTuneSettings.steps`."""
         return self.n_steps or self.steps_in(self.n_epochs)
+
+    @property
+    def evaluation_steps(self) -> int:
+        """See `FineTuneSettings.evaluation_steps`."""
+        return self.steps_in(self.evaluate_every)
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """See `FineTuneSettings.checkpoint_steps`."""
+        return self.steps_in(self.checkpoint_every)
 
     def steps_in(self, epochs: float) -> int:
         """Optimizer steps in which each dialogue is seen so often, at least one."""
         return max(1, math.ceil(epochs * self.n_facts / self.batch_size))
-
-    def accumulation(self, n_processes: int) -> tuple[int, int]:
-        """(dialogues at once, times that a process computes so many) for one optimizer step.
-
-        As many at once as divide a process's share of the batch, but no more than `at_once`.
-        Raises ConfigError if the processes cannot share a batch equally.
-        """
-        own, rest = divmod(self.batch_size, n_processes)
-        if rest:
-            raise ConfigError(
-                f"batch_size is {self.batch_size}, which {n_processes} processes cannot share."
-            )
-        at_once = next(n for n in range(min(self.at_once, own), 0, -1) if own % n == 0)
-        return at_once, own // at_once
-
-    def is_enough(self, evaluation: Mapping[str, Any] | None) -> bool:
-        """Whether an evaluation shows the recall at which training ends early."""
-        if not self.stop_at or evaluation is None:
-            return False
-        return bool(evaluation[f"recall_{self.stop_on}"] >= self.stop_at)
 
     def open_database(self) -> FactDatabase:
         """The table of facts."""

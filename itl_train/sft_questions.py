@@ -1,12 +1,15 @@
-"""What a fine-tuning run trains on and is asked."""
+"""What a run that fine-tunes on facts trains on and is asked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from itl_agents.agent import Agent
+from itl_agents.agent import Agent, rollout
 from itl_agents.evaluate import recall_row
+from itl_agents.render import DialogueTokenizer, Rendered, render
+from itl_agents.scripted import ExpertAgent
 from itl_env import streams
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
@@ -16,7 +19,7 @@ from itl_train.sft_config import SFTSettings
 
 @dataclass(frozen=True)
 class Questions:
-    """What a run trains on and is asked: the first facts of a database, and the next ones."""
+    """A `Subject` of fine-tuning: the first facts of a database, and the next ones."""
 
     seen: RecallTask
     unseen: RecallTask | None
@@ -43,6 +46,36 @@ class Questions:
         seen = settings.task(database, slice(0, n_seen))
         unseen = settings.task(database, slice(n_seen, n_seen + n_unseen)) if n_unseen else None
         return cls(seen, unseen, settings)
+
+    @property
+    def label(self) -> str:
+        """See `Subject.label`."""
+        return self.settings.mode
+
+    @property
+    def calls(self) -> Literal["text", "native"]:
+        """See `Subject.calls`."""
+        return self.settings.calls
+
+    @property
+    def shows_replies(self) -> bool:
+        """See `Subject.shows_replies`."""
+        return self.settings.mode == "in-tool"
+
+    @property
+    def max_new_tokens(self) -> int:
+        """See `Subject.max_new_tokens`."""
+        return 64
+
+    @property
+    def max_tokens(self) -> int:
+        """See `Subject.max_tokens`: nothing is ever cut."""
+        return 0
+
+    def rendered(self, tokenizer: DialogueTokenizer) -> Iterator[Rendered]:
+        """The expert's episodes about the facts to train on."""
+        played = rollout(ExpertAgent(self.seen), self.seen, self.seen.facts(), lanes=1024)
+        return (render(episode, tokenizer) for episode in played)
 
     def asked(self, task: RecallTask, n: int) -> list[Fact]:
         """At most n facts of a task, of all attributes and people alike; the same every time."""

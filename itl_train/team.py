@@ -24,6 +24,20 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def check_one_model_a_process(device: str) -> None:
+    """Raise ConfigError for what cannot be done here: shards of a model, or a GPU by its number."""
+    sharded = [n for n in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED") if n in os.environ]
+    if any(os.environ[name].lower() in ("true", "1") for name in sharded):
+        raise ConfigError(
+            "Fine-tuning shares batches among processes, not the model; launch it without FSDP and "
+            "DeepSpeed."
+        )
+    if ":" in device:
+        raise ConfigError(
+            f"device is {device!r}; name its kind, and choose one by CUDA_VISIBLE_DEVICES."
+        )
+
+
 @dataclass(frozen=True)
 class Team:
     """A process among n; alone by default."""

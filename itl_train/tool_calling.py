@@ -96,6 +96,7 @@ class ToolRun(NanoRun):
         """
         check_device(config.device)
         settings = dataclasses.asdict(config)
+        settings["data"] = str(Path(config.data).absolute())
         if config.database:
             settings["database"] = lasting_url(config.database)
         subject = ToolSubject(config)

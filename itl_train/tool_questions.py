@@ -50,8 +50,9 @@ class ToolQuestions:
         Raises ConfigError for a folder without samples, or samples that do not fit.
         """
         folder = Path(folder)
-        if not (folder / TRAIN).is_file():
-            raise ConfigError(f"There is no {TRAIN} in {folder}; `itl toolcall data` makes one.")
+        for name in (TRAIN, VALIDATION):
+            if not (folder / name).is_file():
+                raise ConfigError(f"There is no {name} in {folder}; `itl toolcall data` makes one.")
         tools: list[Tool] = [Calculator(), Python(MontyExecutor())]
         if database:
             tools.append(Find(FactDatabase(database)))
@@ -67,10 +68,13 @@ class ToolQuestions:
 
         return cls(folder, task(TRAIN), task(VALIDATION))
 
-    def rendered(self, tokenizer: DialogueTokenizer) -> Iterator[Rendered]:
-        """The expert's episodes about every sample to train on."""
+    def rendered(self, tokenizer: DialogueTokenizer, max_tokens: int = 0) -> Iterator[Rendered]:
+        """The expert's episodes about every sample to train on; see `render` for `max_tokens`.
+
+        Raises ConfigError for samples that cannot be told apart, or do not fit.
+        """
         played = rollout(ToolExpert(self.seen), self.seen, self.seen.samples, lanes=1024)
-        return (render(episode, tokenizer) for episode in played)
+        return (render(episode, tokenizer, max_tokens) for episode in played)
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:
         """What came of at most n samples of either part, for a metrics row."""

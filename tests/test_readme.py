@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks[:2]:
         exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.split()[-2:] == ["1.0", "True"]
@@ -25,6 +25,10 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     )
     local = local.replace("max_steps=40", "max_steps=2")
     exec(compile(local, "README.md", "exec"), {})
+    capsys.readouterr()
+    exec(compile(blocks[3], "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert f"print(prompt, result, reward)  # {printed}" in blocks[3]
     assert (tmp_path / "runs" / "trl" / "checkpoint-2").is_dir()
 
 

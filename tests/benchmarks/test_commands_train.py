@@ -185,7 +185,8 @@ def test_a_package_of_an_extra_that_is_missing_is_named(
     run, world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "trl", None)
-    monkeypatch.delitem(sys.modules, "itl_train.sft", raising=False)
+    for module in ("itl_train.sft", "itl_train.fine_tune"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     out = ("--out", tmp_path / "run")
     status, _, err = run("train", "sft", "--database", world, "--model", "smollm-135m", *out)
     assert (status, sentence(err)) == (

@@ -107,6 +107,21 @@ def test_a_conversation_too_long_for_the_model_is_an_error(llama: LlamaForCausal
     assert other == alone, "a long one beside it does not cut it short"
 
 
+def test_a_long_question_is_cut_so_that_its_answer_fits(llama: LlamaForCausalLM) -> None:
+    question = "never mind this " * 40 + QUESTIONS[0]
+    talk, short, *_ = talks(question, QUESTIONS[0])
+    assert agent(llama).respond([talk])[0].finish_reason == "error"
+    limited = agent(llama, max_tokens=90)
+    prompt = render_prompt(talk.messages, limited.chat, max_tokens=90 - 12)
+    assert len(prompt) == 78
+    (expected,) = continue_prompts(llama, [prompt], stop_ids=limited.stop_ids, max_new_tokens=12)
+    assert limited.respond([talk])[0].token_ids == expected
+    assert limited.respond([short]) == agent(llama).respond([short]), "which is not cut"
+    assert agent(llama, max_tokens=40).respond([short])[0].finish_reason == "error"
+    with pytest.raises(ConfigError, match="leaves no room for a question"):
+        agent(llama, max_tokens=12)
+
+
 def test_a_mark_that_is_not_the_templates_ends_a_turn_and_is_not_kept(
     llama: LlamaForCausalLM,
 ) -> None:

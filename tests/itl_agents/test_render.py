@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from itl_agents import ExpertAgent, rollout
+from itl_agents.chat_template import ChatTokenizer
 from itl_agents.nanollama import ByteTokenizer
 from itl_agents.render import IGNORED, coloured, render, render_messages, render_prompt
 from itl_env import FactDatabase, RecallTask
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
-from itl_env.errors import ITLError
+from itl_env.errors import ConfigError, ITLError
+
+from .chat_models import chat_tokenizer
 
 TOKENIZER = ByteTokenizer()
+CHAT = ChatTokenizer(chat_tokenizer("smollm"))
 DIALOGUE = (
     Message("user", "When was Ann Lee born?"),
     Message("assistant", "FIND birth_date FOR Ann Lee"),
@@ -111,3 +115,29 @@ def test_colours_show_what_is_trained() -> None:
         "FIND birth_date FOR Ann Lee<|database|>",
         "Ann Lee was born on 7/3/1984.<|eod|>",
     ]
+
+
+@given(st.text(min_size=1, max_size=60), st.integers(1, 120), st.sampled_from(["bytes", "chat"]))
+def test_only_the_left_part_of_the_question_is_cut(question: str, most: int, kind: str) -> None:
+    tokenizer = TOKENIZER if kind == "bytes" else CHAT
+    dialogue = (Message("user", question), *DIALOGUE[1:])
+    whole = render_messages(dialogue, tokenizer)
+    asked = tokenizer.encode(question)
+    cut = render_messages(dialogue, tokenizer, max_tokens=most)
+    n_lost = len(whole.input_ids) - len(cut.input_ids)
+    assert n_lost == max(0, min(len(whole.input_ids) - most, len(asked) - 1))
+    start = len(tokenizer.around(tuple(m.role for m in dialogue), False)[0].between)
+    for before, after in zip(whole, cut, strict=True):
+        assert after == [*before[:start], *before[start + n_lost :]]
+    prompt = render_prompt(dialogue[:1], tokenizer, max_tokens=most)
+    assert whole.input_ids[:start] == prompt[:start]
+    assert len(prompt) <= most or asked[-1:] == prompt[start : start + 1]
+
+
+def test_an_episode_that_cannot_be_cut_to_fit_is_refused(world: str) -> None:
+    task = RecallTask(FactDatabase(world))
+    episode = next(rollout(ExpertAgent(task), task, task.facts()))
+    n = len(render(episode, TOKENIZER).input_ids)
+    assert len(render(episode, TOKENIZER, n - 5).input_ids) == n - 5
+    with pytest.raises(ConfigError, match=r"Episode 0 takes \d+ tokens .* the 20 of max_tokens"):
+        render(episode, TOKENIZER, 20)
