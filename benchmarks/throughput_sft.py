@@ -147,7 +147,7 @@ def library_trainer(load: Load, dtype: str) -> Callable[[], int]:
         checkpoint_every=1e6,
     )
     run = SFTRun(settings, Path(tempfile.mkdtemp(dir=load.folder)))
-    return _steps(run.trainer, load, "_Watcher")
+    return _steps(run.trainer, load, "Watcher")
 
 
 def usual_trainer(load: Load) -> Callable[[], int]:
@@ -159,7 +159,7 @@ def usual_trainer(load: Load) -> Callable[[], int]:
     from itl_agents import ExpertAgent, rollout
     from itl_agents.pretrained import load_pretrained
     from itl_env import RecallTask
-    from itl_train.sft import PROJECTIONS
+    from itl_train.trainer_run import PROJECTIONS
 
     model, tokenizer, _ = load_pretrained(load.model)
     task = RecallTask(FactDatabase(load.database), keys=slice(0, load.sizes.n_facts // 4))

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from itl_env.connection import lasting_url
-from itl_train.fine_tune import PROJECTIONS, FineTuneRun, OnMetrics
+from itl_train.fine_tune import FineTuneRun
 from itl_train.sft_config import SFTSettings
 from itl_train.sft_questions import Questions
+from itl_train.trainer_run import OnMetrics
 
-__all__ = ["PROJECTIONS", "SFTRun", "SFTSettings", "train_sft"]
+__all__ = ["SFTRun", "SFTSettings", "train_sft"]
 
 
 class SFTRun(FineTuneRun):

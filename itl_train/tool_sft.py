@@ -15,9 +15,10 @@ from typing import Any, Literal
 from itl_agents.agent import Agent
 from itl_agents.render import DialogueTokenizer, Rendered
 from itl_env.connection import lasting_url
-from itl_train.fine_tune import FineTuneRun, OnMetrics
+from itl_train.fine_tune import FineTuneRun
 from itl_train.tool_questions import ToolQuestions
 from itl_train.tool_sft_config import ToolSFTSettings
+from itl_train.trainer_run import OnMetrics
 
 __all__ = ["ToolSFTRun", "ToolSFTSettings", "train_tool_sft"]
 
