@@ -10,14 +10,16 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from itl_env.connection import lasting_url
+from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
-from itl_env.generated import generate
+from itl_env.generated import ages, generate
 from itl_env.samples import Category, Sample, read_samples, write_samples
 from itl_env.tool_report import Report, Tally
 from itl_env.tool_rows import HubSource, Rows, hub_rows, read_rows
@@ -30,7 +32,7 @@ from itl_env.tool_sources import (
     verify,
 )
 from itl_env.tool_split import plain_prompt, seeded_order, split
-from itl_env.tools import Calculator, Python, Tool
+from itl_env.tools import Calculator, Find, Python, Tool
 
 TRAIN, VALIDATION, REPORT, REPORT_TEXT = (
     "train.jsonl", "validation.jsonl", "report.json", "report.md",
@@ -53,6 +55,8 @@ class Mix:
     """Of what a data set is made.
 
     generated: samples of `itl_env.generated`, as many of each of `categories`, of `level`.
+    database: the path or URL of a fact database, for the category `mixed` and whatever looks facts
+        up.
     gsm8k, python, instructions: samples of each source; None for all that are good.
     gsm8k_from, python_from, instructions_from: `hub`, or a file of rows; of instructions also
         `sample`, a few of our own.
@@ -66,6 +70,7 @@ class Mix:
     generated: int = 0
     categories: tuple[Category, ...] = ("calculator", "python_exec", "no_tool")
     level: int = 1
+    database: str = ""
     gsm8k: int | None = 0
     python: int | None = 0
     instructions: int | None = 0
@@ -88,6 +93,8 @@ class Mix:
             raise ConfigError(f"validation is {self.validation}; it must be from 0 to below 1.")
         if len(set(self.categories)) < len(self.categories) or not self.categories:
             raise ConfigError("categories must name at least one category, and none twice.")
+        if "mixed" in self.categories and self.generated and not self.database:
+            raise ConfigError("The category 'mixed' looks facts up; name a database.")
         if 0 < self.generated < len(self.categories):
             raise ConfigError(
                 f"generated is {self.generated}, less than one for each of "
@@ -122,8 +129,8 @@ def make_data(
 ) -> Report:
     """Write a data set to the folder `out`, and return the report that lies beside it.
 
-    tools: with which calls are verified, besides or in place of a calculator and Python; samples
-        that look something up need `Find` over their database.
+    tools: with which calls are verified, besides or in place of a calculator, Python, and `Find`
+        where the mix names a database.
     on_progress: see `OnProgress`.
 
     A folder that holds the data of the same mix is written anew. Warns where a source has fewer
@@ -133,11 +140,17 @@ def make_data(
     """
     folder = Path(out)
     settings = json.loads(json.dumps(dataclasses.asdict(mix)))
+    if mix.database:
+        settings["database"] = lasting_url(mix.database)
     _check_folder(folder, settings)
-    with closing(Python()) as python:
-        given: list[Tool] = [Calculator(), python, *tools]
-        by_name = {tool.name: tool for tool in given}
-        parts = _parts(mix, by_name["python"])
+    with closing(Python()) as python, ExitStack() as stack:
+        given: list[Tool] = [Calculator(), python]
+        facts = FactDatabase(mix.database) if mix.database else None
+        if facts is not None:
+            stack.callback(facts.close)
+            given.append(Find(facts))
+        by_name = {tool.name: tool for tool in (*given, *tools)}
+        parts = _parts(mix, by_name["python"], facts)
         samples, tallies = _collect(parts, by_name.values(), on_progress)
         notes = [note for tally in tallies if (note := _shortage(tally, mix))]
     aside = split(samples, mix.validation, mix.seed)
@@ -186,7 +199,7 @@ def _check_folder(folder: Path, settings: Any) -> None:
 # -- what there is to choose from ------------------------------------------------------------------
 
 
-def _parts(mix: Mix, python: Tool) -> list[Part]:
+def _parts(mix: Mix, python: Tool, facts: FactDatabase | None) -> list[Part]:
     """The sources of a mix, in the order in which a prompt of two of them is kept."""
     parts = [_file_part(file) for file in mix.files]
     readers: dict[HubSource, Callable[[Iterable[Any]], Iterator[Sample | Refusal]]] = {
@@ -204,7 +217,13 @@ def _parts(mix: Mix, python: Tool) -> list[Part]:
         n = mix.generated * (place + 1) // n_kinds - mix.generated * place // n_kinds
         most = TRIES * n
         executor = python.executor if isinstance(python, Python) else None
-        drawn = generate(most, mix.seed, categories=(category,), level=mix.level, executor=executor)
+        if category == "mixed":
+            assert facts is not None
+            drawn = ages(facts, most, mix.seed)
+        else:
+            drawn = generate(
+                most, mix.seed, categories=(category,), level=mix.level, executor=executor
+            )
         parts.append(Part(GENERATED + category, n, most, drawn))
     return parts
 

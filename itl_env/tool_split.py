@@ -14,7 +14,7 @@ def split(samples: Sequence[Sample], share: float, seed: int) -> list[bool]:
     """Which samples are put aside for validation, so that no call is in both parts.
 
     Samples that share a call, and those that do so in turn, stay together; `call_key` says which
-    calls are the same. Of each source and category a share of `share` is put aside, or less where
+    calls are the same; of samples that look something up only the look-ups count. Of each source and category a share of `share` is put aside, or less where
     samples that stay together are too many. So samples whose calls are rare are put aside sooner.
     """
     kinds = [(sample.source, sample.category) for sample in samples]
@@ -44,6 +44,15 @@ def call_key(step: Step) -> tuple[str, ...]:
     return (step.tool, *(part for name in sorted(step.args) for part in (name, step.args[name])))
 
 
+def _telling(sample: Sample) -> list[Step]:
+    """The calls that tell a sample from others.
+
+    Where something is looked up, that is who it is about, and not what is computed with it.
+    """
+    looked_up = [step for step in sample.steps if step.tool == "find"]
+    return looked_up or list(sample.steps)
+
+
 def _groups(samples: Sequence[Sample]) -> list[list[int]]:
     """The places of samples that stay together."""
     parents = list(range(len(samples)))
@@ -56,7 +65,7 @@ def _groups(samples: Sequence[Sample]) -> list[list[int]]:
 
     first: dict[tuple[str, ...], int] = {}
     for place, sample in enumerate(samples):
-        keys = [call_key(step) for step in sample.steps] or [("", plain_prompt(sample.prompt))]
+        keys = [call_key(step) for step in _telling(sample)] or [("", plain_prompt(sample.prompt))]
         for key in keys:
             parents[root(place)] = root(first.setdefault(key, place))
     groups: dict[int, list[int]] = {}
