@@ -9,8 +9,9 @@ of these is a run in its own folder, so that a study that is interrupted goes on
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,11 @@ from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError
 from itl_env.facts import people
 from itl_env.files import read_json, write_text
+from itl_env.generated import generate
+from itl_env.samples import Sample, read_samples, write_samples
 from itl_env.tool_call import INSTRUCTION
-from itl_env.tool_data import Mix, make_data
+from itl_env.tool_data import TRAIN, VALIDATION, Mix, make_data
+from itl_env.tool_split import call_key
 from itl_train.memory_config import MemoryConfig
 from itl_train.rl_config import RecallRLSettings, ToolRLSettings
 from itl_train.run_folder import RunFolder
@@ -71,7 +75,8 @@ SIZES = {
     "laptop": Sizes(
         n_tasks=60_000, n_hard=7_500, n_hard_shown=3_000,
         scratch={"n_steps": 16_000, "batch_size": 32, "lr": 6e-3, "rope_theta": 100.0,
-                 "evaluate_every": 2_000, "n_evaluate": 500, "log_every": 500},
+                 "stop_at": 0.93, "stop_on": "unseen", "evaluate_every": 1_000,
+                 "n_evaluate": 1_000, "log_every": 500},
         hard={"n_steps": 200, "n_generations": 8, "batch_size": 64, "at_once": 64,
               "steps_per_generation": 2, "lr": 3e-4, "evaluate_every": 20, "n_evaluate": 500},
         n_people=22_000,
@@ -144,13 +149,15 @@ class Study:
         from itl_train.rl_subjects import RecallSubject
 
         file = self.place("measured") / f"{phase}.json"
-        if not file.exists():
+        folder = Path(model_of(model))
+        made_by = {"model": str(folder), "database": settings.database, "n": settings.n_unseen}
+        if not file.exists() or read_json(file)["made_by"] != made_by:
             task = RecallSubject.open(settings).unseen
-            folder = Path(model_of(model))
             agent = NanoLlamaAgent(load_model(folder), open_tokenizer(folder))
             count = measure_recall(agent, task, facts_to_ask(task, settings.n_unseen))
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(file, json.dumps({"asked": count.asked, "right": count.right}) + "\n")
+            found = {"made_by": made_by, "asked": count.asked, "right": count.right}
+            write_text(file, json.dumps(found) + "\n")
         found = read_json(file)
         low, high = wilson(found["right"], found["asked"])
         self.rows.append(
@@ -194,7 +201,7 @@ def tool_calling(config: ToolCallingConfig, show: Callable[[str], None] = print)
 
 
 def _recorded(config: ToolCallingConfig) -> Row:
-    return {**asdict(config), "out": "", "model": Path(config.model).name, "n_threads": 0}
+    return {**asdict(config), "out": "", "model": Path(config.model).name}
 
 
 def _check_same(config: ToolCallingConfig) -> None:
@@ -210,20 +217,47 @@ def _check_same(config: ToolCallingConfig) -> None:
 def _data(study: Study) -> tuple[Path, Path]:
     """The folders of samples: of all categories, and of longer numbers.
 
-    A part of the longer numbers to train on is among the first, so that they are not all new.
+    They are split together, so that no call that is asked has been trained on in either; then some
+    of the longer numbers to train on are put among the others, so that they are not all new.
     """
     sizes, seed = study.sizes, DATA_SEED + study.config.seed
-    hard, tasks = study.place("hard"), study.place("tasks")
-    shown = study.place("hard-shown.jsonl")
-    if not (tasks / "report.json").exists():
+    hard, tasks, both = study.place("hard"), study.place("tasks"), study.place("both")
+    if not (tasks / VALIDATION).exists():
         say("samples")
-        make_data(
-            Mix(generated=sizes.n_hard, categories=("calculator",), level=HARD, seed=seed), hard
-        )
-        lines = (hard / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(shown, "".join(lines[: sizes.n_hard_shown]))
-        make_data(Mix(generated=sizes.n_tasks, level=EASY, files=(str(shown),), seed=seed), tasks)
+        longer = study.place("longer.jsonl")
+        drawn = generate(10 * sizes.n_hard, seed, categories=("calculator",), level=HARD)
+        write_samples(islice(_distinct(drawn), sizes.n_hard), longer)
+        make_data(Mix(generated=sizes.n_tasks, level=EASY, files=(str(longer),), seed=seed), both)
+        parts = {name: list(read_samples(both / name)) for name in (TRAIN, VALIDATION)}
+        _check_disjoint(parts)
+        is_hard = f"calculator-{HARD}-"
+        for folder in (hard, tasks):
+            folder.mkdir(exist_ok=True)
+        for name, samples in parts.items():
+            long = [sample for sample in samples if sample.id.startswith(is_hard)]
+            short = [sample for sample in samples if not sample.id.startswith(is_hard)]
+            shown = long[: sizes.n_hard_shown] if name == TRAIN else []
+            write_samples(long, hard / name)
+            write_samples([*short, *shown], tasks / name)
     return tasks, hard
+
+
+def _distinct(samples: Iterable[Sample]) -> Iterator[Sample]:
+    """The samples without those whose prompt has come before."""
+    seen: set[str] = set()
+    for sample in samples:
+        if sample.prompt not in seen:
+            seen.add(sample.prompt)
+            yield sample
+
+
+def _check_disjoint(parts: Mapping[str, Sequence[Sample]]) -> None:
+    """Fail if a call is in both parts: what is measured would be no generalisation."""
+    calls = [
+        {call_key(step) for sample in samples for step in sample.steps}
+        for samples in parts.values()
+    ]
+    assert not calls[0] & calls[1], "a call that is asked is trained on"
 
 
 def _from_nothing(study: Study, tasks: Path, hard: Path) -> None:
@@ -337,7 +371,8 @@ What a step of GRPO is spent on; KL is that from the model before it, in nats a 
 |---|---:|---:|---:|---:|---:|---:|
 {spent}
 
-"longer numbers" are operands of one to four digits, all lengths alike, of which the model had seen
-some among its samples of one and two digits. "facts" are questions about people whom neither phase
-has seen; the model was stopped half-way through learning to look them up.
+"longer numbers" have operands of one to four digits, all lengths alike, but for dividends, which
+are products of two; the model had seen some of them among its samples of one and two digits.
+"facts" are questions about people whom neither phase has seen; the model was stopped half-way
+through learning to look them up.
 """

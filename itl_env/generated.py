@@ -25,7 +25,8 @@ SOURCE = "generated"
 class Level(NamedTuple):
     """How hard arithmetic is.
 
-    digits: of an operand at most; all lengths are as frequent. n_operations: of an expression.
+    digits: of an operand at most; all lengths are as frequent. A dividend is a product of two, and
+        longer. n_operations: of an expression.
     """
 
     digits: int

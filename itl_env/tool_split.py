@@ -14,8 +14,9 @@ def split(samples: Sequence[Sample], share: float, seed: int) -> list[bool]:
     """Which samples are put aside for validation, so that no call is in both parts.
 
     Samples that share a call, and those that do so in turn, stay together; `call_key` says which
-    calls are the same; of samples that look something up only the look-ups count. Of each source and category a share of `share` is put aside, or less where
-    samples that stay together are too many. So samples whose calls are rare are put aside sooner.
+    calls are the same. Of samples that look something up, only the look-ups count. Of each source
+    and category a share of `share` is put aside, or less where samples that stay together are too
+    many. So samples whose calls are rare are put aside sooner.
     """
     kinds = [(sample.source, sample.category) for sample in samples]
     left: dict[tuple[str, str], int] = {}
