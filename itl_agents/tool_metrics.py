@@ -6,9 +6,15 @@ from typing import Any
 
 from itl_agents.agent import Agent, rollout
 from itl_env.episode import Episode
-from itl_env.rubric import has_form, has_right_args, has_right_tool, is_right_outcome
 from itl_env.samples import Sample
 from itl_env.tool_call import ToolCallTask
+from itl_env.tool_rubric import (
+    has_form,
+    has_right_tool,
+    is_right_outcome,
+    right_args,
+    turns_and_due,
+)
 
 METRICS = ("valid_json", "right_format", "right_tool", "right_args", "right_outcome")
 
@@ -21,26 +27,18 @@ class ToolCount:
     where one was. right_tool: the tool that was due, too. right_args: arguments that mean the same,
     too; where no tool is due, this is right_tool. right_outcome: see `is_right_outcome`.
     unsupported: episodes with code that the executor has no support for, which is nobody's mistake.
-    by_category: the same counts, and how many were asked, for each category.
     """
 
     asked: int = 0
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(METRICS, 0))
     unsupported: int = 0
-    by_category: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def add(self, episode: Episode) -> None:
         """Count one episode of tool calling."""
-        assert episode.sample is not None
-        own = self.by_category.setdefault(
-            episode.sample.category, {"asked": 0, **dict.fromkeys(METRICS, 0)}
-        )
         self.asked += 1
-        own["asked"] += 1
         self.unsupported += any(turn.error == "unsupported" for turn in episode.turns)
         for name, right in respects(episode).items():
             self.counts[name] += right
-            own[name] += right
 
     def rate(self, metric: str) -> float:
         """Share of the samples; nan if none was asked."""
@@ -52,18 +50,14 @@ def respects(episode: Episode) -> dict[str, bool]:
     sample = episode.sample
     assert sample is not None
     valid = has_form(episode) == 1.0
-    calls = [turn.call is not None for turn in episode.turns]
-    answers_at_once = not any(calls)
+    answers_at_once = all(turn.call is None for turn in episode.turns)
     right_tool = has_right_tool(episode) == 0.5
-    n_due = len(sample.steps) + (len(episode.turns) > len(sample.steps) > 0)
-    right_args = right_tool and (
-        not sample.tool_needed or has_right_args(episode) * n_due >= len(sample.steps) - 1e-9
-    )
+    calls = [(turn, due) for turn, due in turns_and_due(episode) if due is not None]
     return {
         "valid_json": valid,
         "right_format": valid and answers_at_once != sample.tool_needed,
         "right_tool": right_tool,
-        "right_args": right_args,
+        "right_args": right_tool and all(right_args(turn, due) for turn, due in calls),
         "right_outcome": is_right_outcome(episode) == 1.0,
     }
 
@@ -89,5 +83,6 @@ def tool_row(count: ToolCount, who: str) -> dict[str, Any]:
         f"recall_{who}": count.rate("right_outcome"),
         f"asked_{who}": count.asked,
         f"right_{who}": count.counts["right_outcome"],
+        f"unsupported_{who}": count.unsupported,
     }
     return row | {f"{name}_{who}": count.rate(name) for name in METRICS}

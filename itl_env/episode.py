@@ -90,7 +90,8 @@ class Episode:
     error: the code of the last error reply, or None.
     index, seed: the episode's place in its rollout and the rollout's seed.
     aliases: other ways to write the fact's value, which are as right.
-    sample, turns: what was asked in tool calling, and what each turn came to.
+    sample, turns, max_turns: what was asked in tool calling, what each turn came to, and how many
+        there might have been.
     """
 
     fact: Fact
@@ -109,6 +110,7 @@ class Episode:
     aliases: tuple[str, ...] = ()
     sample: Sample | None = None
     turns: tuple[ToolTurn, ...] = ()
+    max_turns: int = 0
 
     def to_json(self) -> str:
         """One line of JSONL (without the newline), with the schema's version."""
@@ -141,6 +143,7 @@ class Episode:
         return {
             "sample": self.sample.to_dict(),
             "turns": [turn.to_dict() for turn in self.turns],
+            "max_turns": self.max_turns,
         }
 
     @classmethod
@@ -163,6 +166,7 @@ class Episode:
             aliases=tuple(row.get("aliases", ())),
             sample=Sample.from_dict(row["sample"]) if "sample" in row else None,
             turns=tuple(map(ToolTurn.from_dict, row.get("turns", ()))),
+            max_turns=row.get("max_turns", 0),
         )
 
 

@@ -6,12 +6,15 @@ Nothing here raises on what a model wrote.
 import ast
 import warnings
 
-# Of code that only spells its answer; whatever computes has another node, or calls more than print.
+# Of code that only spells its answer; whatever computes has another node, or calls something else.
 _SPELLING = (
     ast.Module, ast.Expr, ast.Assign, ast.Name, ast.Load, ast.Store, ast.Constant, ast.UnaryOp,
     ast.USub, ast.UAdd, ast.Tuple, ast.List, ast.JoinedStr, ast.FormattedValue, ast.Call,
-    ast.keyword,
+    ast.keyword, ast.Import, ast.ImportFrom, ast.alias, ast.Pass, ast.If, ast.IfExp,
 )  # fmt: skip
+
+
+_SHOWING = ("print", "str", "int", "float", "repr")  # what is given, in another form at most
 
 
 def syntax_tree(code: str) -> ast.Module | None:
@@ -48,6 +51,6 @@ def is_constant_code(code: str) -> bool:
             return False
         if isinstance(node, ast.Call):
             function = node.func
-            if not (isinstance(function, ast.Name) and function.id == "print"):
+            if not (isinstance(function, ast.Name) and function.id in _SHOWING):
                 return False
     return True

@@ -33,9 +33,10 @@ from itl_env.dialogue import ERROR_PREFIX, Message
 from itl_env.episode import Completion, Episode, StopReason, ToolTurn, package_versions
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
-from itl_env.rubric import Rubric, ToolTranscript, tool_rubric_named
+from itl_env.rubric import Rubric
 from itl_env.samples import Sample, Step
 from itl_env.task import Reply
+from itl_env.tool_rubric import ToolTranscript, tool_rubric_named
 from itl_env.tools import Calculator, Python, Tool, ToolResult, check_arguments
 
 INSTRUCTION = """\
@@ -55,6 +56,17 @@ class ToolState(NamedTuple):
     turns: tuple[ToolTurn, ...] = ()
     answer: str | None = None
     stop_reason: StopReason | None = None
+    max_turns: int = 1
+
+    def after(
+        self,
+        messages: tuple[Message, ...],
+        turns: tuple[ToolTurn, ...],
+        stop_reason: StopReason | None = None,
+        answer: str | None = None,
+    ) -> "ToolState":
+        """The state after one more turn."""
+        return ToolState(self.sample, messages, turns, answer, stop_reason, self.max_turns)
 
     @property
     def done(self) -> bool:
@@ -174,7 +186,10 @@ class ToolCallTask:
 
     def start(self, samples: Sequence[Sample]) -> list[ToolState]:
         """One state per sample: the prompt is given, nothing else has happened."""
-        return [ToolState(each, (Message("user", self.question(each)),)) for each in samples]
+        return [
+            ToolState(each, (Message("user", self.question(each)),), max_turns=self.max_turns)
+            for each in samples
+        ]
 
     def advance(
         self,
@@ -238,12 +253,12 @@ class ToolCallTask:
         observation = _observation(action, result)
         answer = record.result if record.final is None else record.final
         if record.error is None and (record.final is not None or self.max_turns == 1):
-            after = ToolState(state.sample, messages, turns, answer, StopReason.ANSWERED)
+            after = state.after(messages, turns, StopReason.ANSWERED, answer)
         elif len(turns) >= self.max_turns:
-            after = ToolState(state.sample, messages, turns, None, StopReason.OUT_OF_TURNS)
+            after = state.after(messages, turns, StopReason.OUT_OF_TURNS)
         else:
             messages = (*messages, Message("database", observation))
-            after = ToolState(state.sample, messages, turns)
+            after = state.after(messages, turns)
             return Reply(after, observation, 0.0, False, record.error, {})
         total, parts = self.rubric(after)
         return Reply(after, observation, total, True, record.error, parts)
@@ -279,6 +294,7 @@ class ToolCallTask:
             versions=package_versions(),
             sample=state.sample,
             turns=state.turns,
+            max_turns=state.max_turns,
         )
 
 
@@ -307,7 +323,8 @@ def _record(action: JsonAction, turn: str, result: ToolResult | None) -> ToolTur
     """What is kept of a turn."""
     bare = is_bare(turn)
     if isinstance(action, ParseError):
-        return ToolTurn(error=action.code, bare=bare)
+        # What is no JSON has nothing around it either, but is not the object that was asked for.
+        return ToolTurn(error=action.code, bare=bare and action.code == "wrong_form")
     if isinstance(action, Final):
         return ToolTurn(final=action.text, bare=bare)
     assert result is not None

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from itl_env.calculator import CalculatorError, calculate, is_constant, number_text, same_number
-from itl_env.rubric import is_spelled, normalise, read_number, says
+from itl_env.rubric import normalise
 from itl_env.samples import Sample, Step
 from itl_env.text import unstorable
 from itl_env.tool_rows import Row
+from itl_env.tool_rubric import came, is_spelled, read_number
 from itl_env.tools import NO_OUTPUT, Tool, check_arguments
 
 FIXTURE = Path(__file__).parent / "tool_fixture.jsonl"
@@ -228,8 +229,8 @@ def verify(sample: Sample, tools: Iterable[Tool], where: str = "") -> Refusal | 
     tools: all that its calls need. where: for the refusal; by default the sample's id.
 
     Refused as category (calls of another kind than it says), empty_answer, unknown_tool,
-    bad_arguments, constant (no call computes anything), by the tool's own code where a call fails,
-    no_output and wrong_result.
+    bad_arguments, constant (no call computes what is expected), no_output, wrong_result, and by the
+    tool's own code where a call fails.
     """
     try:
         _verify(sample, {tool.name: tool for tool in tools})
@@ -244,7 +245,7 @@ def _verify(sample: Sample, tools: Mapping[str, Tool]) -> None:
         raise _Refused("category", f"a sample of {sample.category} calls {called}")
     if not normalise(sample.expected_answer):
         raise _Refused("empty_answer", "an empty answer would be right")
-    result = ""
+    result, computed = "", False
     for name, args in sample.steps:
         if name not in tools:
             raise _Refused("unknown_tool", f"there is no tool {name!r} here to verify it with")
@@ -254,15 +255,16 @@ def _verify(sample: Sample, tools: Mapping[str, Tool]) -> None:
         if done.error_code is not None:
             raise _Refused(done.error_code, f"{name} fails: {_short(done.text)}")
         result = done.text
+        computed |= came(result, sample) and not is_spelled(Step(name, args))
     if not sample.steps:
         return
     if sample.steps[-1].tool == "python" and result == NO_OUTPUT:
         raise _Refused("no_output", "the code prints nothing")
-    if all(is_spelled(step) for step in sample.steps):
-        raise _Refused("constant", "no call computes anything")
-    if not says(result, sample):
+    if not came(result, sample):
         said = f"it comes to {_short(result)}, not {_short(sample.expected_answer)}"
         raise _Refused("wrong_result", said)
+    if not computed:
+        raise _Refused("constant", "no call computes what is expected, but spells it")
 
 
 def _fits(sample: Sample) -> bool:

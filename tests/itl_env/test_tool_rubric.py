@@ -3,8 +3,8 @@
 import pytest
 
 from itl_env import Rubric, ToolCallTask
-from itl_env.rubric import is_spelled, read_number, says
 from itl_env.samples import Step
+from itl_env.tool_rubric import came, is_spelled, read_number, says
 from itl_env.tools import Calculator, Python
 
 from .test_tool_call import CODE, DAY, STEPS, SUM, play
@@ -36,6 +36,7 @@ CASES = [
     (SUM, "5", (0, 0, 0, -0.2), (-1, 0)),
     (SUM, '{"final": 5}', (0, 0, 0, 0), (-1, 0)),
     (SUM, "", (0, 0, 0, -0.2), (-1, 0)),
+    (SUM, "{six}", (0, 0, 0, -0.2), (-1, 0)),  # no JSON at all
     (CODE, RUN % "print( 'abc'[::-1] )  # so", (1, 0.5, 1, 0), (0, 1)),
     (CODE, RUN % "print(''.join(reversed('abc')))", (1, 0.5, 0, 0), (0, 1)),
     (CODE, RUN % "print('cba')", (1, 0.5, 0, 0), (0, 0)),
@@ -43,6 +44,7 @@ CASES = [
     (DAY, '{"final": "Tuesday"}', (1, 0.5, 0, 0), (0, 1)),
     (DAY, '{"final": ""}', (1, 0.5, 0, 0), (0, 0)),  # the published rules do not read answers
     (DAY, CALL % "1 + 1", (1, -0.5, 0, 0), (0, 0)),
+    (DAY, RUN % "print('Tues' + 'day')", (1, -0.5, 0, 0), (0, 0)),  # it is to be answered
 ]
 
 
@@ -70,10 +72,13 @@ def test_several_turns_are_compared_with_what_was_due_at_each():
     assert reply.rewards == pytest.approx({"format": 1, "tool": 0.5, "args": 2 / 3, "length": 0})
     early = play(task, STEPS, CALL % "2 + 3", '{"final": "10"}')
     # A final answer where a call was due, and a last turn that never came.
-    assert early.rewards == pytest.approx(
-        {"format": 2 / 3, "tool": 0.0, "args": 1 / 3, "length": -0.2 / 3}
-    )
-    assert Rubric.outcome()(early.state).total == pytest.approx(1.0 - 0.1 / 3)
+    assert early.rewards == pytest.approx({"format": 1, "tool": 0, "args": 1 / 3, "length": 0})
+    # No call came to 10, so that the answer was guessed.
+    assert Rubric.outcome()(early.state).total == 0.0
+    shorter = play(task, STEPS, CALL % "(2 + 3) * 2", '{"final": "10"}')
+    assert Rubric.outcome()(shorter.state).total == 1.0
+    wordy = play(task, STEPS, CALL % "(2 + 3) * 2", "?", '{"final": "10."}')
+    assert Rubric.outcome()(wordy.state).total == pytest.approx(1.0 - 0.1 / 3)
     guessed = play(task, STEPS, '{"final": "10"}')
     assert Rubric.outcome()(guessed.state).parts["outcome"] == 0.0
 
@@ -89,6 +94,28 @@ def test_several_turns_are_compared_with_what_was_due_at_each():
 )  # fmt: skip
 def test_numbers_are_read_as_a_whole(answer, right):
     assert says(answer, SUM) == right
+
+
+def test_whole_numbers_are_right_to_the_unit():
+    big = SUM._replace(expected_answer="80779853376")
+    assert says("80,779,853,376", big)
+    assert not says("80779853377", big)
+    assert not says("80779853369", big._replace(tolerance=0.0))
+    assert says("80779853377", big._replace(tolerance=1e-3))
+
+
+def test_results_are_compared_letter_by_letter_and_answers_are_not():
+    shout = CODE._replace(expected_answer="ABC")
+    assert came("ABC\n", shout)
+    assert not came("abc", shout)
+    assert says("abc.", shout)
+
+
+def test_an_episode_that_is_cut_after_a_call_earns_no_more_than_one_that_goes_on():
+    task = ToolCallTask([STEPS], max_turns=4, rubric="classic")
+    cut = task.rubric(play(task, STEPS, CALL % "2 + 3").state)
+    whole = play(task, STEPS, CALL % "2 + 3", CALL % "5 * 2", '{"final": "10"}')
+    assert cut.total < whole.reward
 
 
 def test_numbers_may_be_written_in_several_ways():
@@ -109,6 +136,7 @@ def test_what_is_spelled_is_told_from_what_is_computed():
         ("calculator", "6"): True, ("calculator", "(-6)"): True, ("calculator", "2 * 3"): False,
         ("python", "print(6)"): True, ("python", "x = [6]\nprint(x, sep='')"): True,
         ("python", "print(f'{6}')"): True, ("python", "print(2 * 3)"): False,
+        ("python", "import math\nif 1:\n    print(str(6))"): True, ("python", "pass\n6"): True,
         ("python", "print(len('abc'))"): False, ("python", "print('ab'[0])"): False,
     }  # fmt: skip
     names = {"calculator": "expression", "python": "code"}
