@@ -7,8 +7,9 @@ offers every public method to the model as a tool. So a shell has the tools of i
 else; what happens in an episode is the task's. All completions of a group have one row, and its
 column `index` names the item that is asked, so they start alike.
 
-TRL has no sign for the end of an episode: what a model says last is handed in by `finish`, and a
-call after the end raises, which TRL tells the model.
+A shell answers calls. What an episode is worth follows from its transcript: `replay` plays that in
+the task once more, with all that TRL has kept from the shell: unknown tools, and what was said
+last.
 
 This module does not import TRL.
 """
@@ -17,16 +18,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
-from itl_env.actions import Answer, Final, Query, ToolCall
+from itl_env.actions import Answer, Final, ParseError, Query, ToolCall
 from itl_env.dialogue import lookup_query
 from itl_env.episode import Completion
-from itl_env.errors import ConfigError
+from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.recall import RecallTask
 from itl_env.task import Reply, Task
 from itl_env.tool_call import ToolCallTask
 
 Asked = TypeVar("Asked")
 Calls = Literal["text", "native"]
+Turn = tuple[Any, str | None]
+"""An action, and the text that it was written as; None where it was a call of the template's."""
 
 
 class Shell(Generic[Asked]):
@@ -38,45 +41,27 @@ class Shell(Generic[Asked]):
     _task: Task[Asked]
     _items: Sequence[Asked]
     _reply: Reply[Any] | None = None
-    _n_played = 0
     _seconds = 0.0  # in the task, since this was last asked
+    _failure: EnvironmentFailure | None = None  # which TRL would tell the model instead of us
 
     def reset(self, index: int, **row: Any) -> None:
         """Begin the episode of the item at `index`; the prompt is the row's."""
         (state,) = self._task.start([self._items[index]])
-        self._reply, self._n_played = Reply(state, "", 0.0, False, None, {}), 0
+        self._reply = Reply(state, "", 0.0, False, None, {})
 
     def _play(self, action: Any, turn: str | None = None) -> str:
         assert self._reply is not None
         if self._reply.done:
-            raise ValueError("the episode is over")
+            raise ValueError("the episode is over")  # TRL has no other sign for that
         began = time.perf_counter()
         turns = None if turn is None else [turn]
-        (self._reply,) = self._task.advance([self._reply.state], [action], turns)
-        self._n_played += 1
+        try:
+            (self._reply,) = self._task.advance([self._reply.state], [action], turns)
+        except EnvironmentFailure as failure:
+            self._failure = failure
+            raise
         self._seconds += time.perf_counter() - began
         return self._reply.observation
-
-    def _is_unread(self, said: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the last of the model's messages has not been played."""
-        return not said[-1].get("tool_calls")
-
-    def _final(self, text: str) -> Any:
-        """The action of a turn that calls no tool."""
-        return self._task.read(Completion(text))
-
-
-def finish(shell: Shell[Any], messages: Sequence[Mapping[str, Any]]) -> Reply[Any]:
-    """The last reply of a shell's episode, once the model's last turn is played, too.
-
-    messages: the completion as TRL gives it to reward functions.
-    """
-    assert shell._reply is not None
-    said = [message for message in messages if message.get("role") == "assistant"]
-    if said and not shell._reply.done and shell._is_unread(said):
-        text = str(said[-1].get("content") or "")
-        shell._play(shell._final(text), text)
-    return shell._reply
 
 
 class _Turns(Shell[Asked]):
@@ -89,11 +74,6 @@ class _Turns(Shell[Asked]):
             text: The turn as it was written.
         """
         return self._play(self._task.read(Completion(text, kind="query")), text)
-
-    def _is_unread(self, said: Sequence[Mapping[str, Any]]) -> bool:
-        # Each turn is one message. A call may be the last of them, where no turn is left to show
-        # its reply.
-        return len(said) > self._n_played
 
 
 class _Facts(Shell[Asked]):
@@ -108,18 +88,8 @@ class _Facts(Shell[Asked]):
         """
         return self._play(Query(lookup_query(attribute, name)))
 
-    def _final(self, text: str) -> Any:
-        return Answer(text)
 
-
-class _Tools(Shell[Asked]):
-    """Tool calling for such models: a turn without a call is the final answer."""
-
-    def _final(self, text: str) -> Any:
-        return Final(text.strip())
-
-
-class _Calculator(_Tools[Asked]):
+class _Calculator(Shell[Asked]):
     def calculator(self, expression: str) -> str:
         """Evaluate an arithmetic expression.
 
@@ -129,7 +99,7 @@ class _Calculator(_Tools[Asked]):
         return self._play(ToolCall("calculator", {"expression": expression}))
 
 
-class _Python(_Tools[Asked]):
+class _Python(Shell[Asked]):
     def python(self, code: str) -> str:
         """Run Python code and see what it prints.
 
@@ -139,7 +109,7 @@ class _Python(_Tools[Asked]):
         return self._play(ToolCall("python", {"code": code}))
 
 
-class _Find(_Tools[Asked]):
+class _Find(Shell[Asked]):
     def find(self, attribute: str, name: str) -> str:
         """Look one attribute of a person up in the database.
 
@@ -183,3 +153,74 @@ def _native_shells(task: "RecallTask | ToolCallTask") -> tuple[type[Shell[Any]],
     if missing := [name for name in task.tools if name not in _NATIVE]:
         raise ConfigError(f"The tool {missing[0]!r} has no native form; take text calls.")
     return tuple(_NATIVE[name] for name in task.tools)
+
+
+def turns_of(
+    task: "RecallTask | ToolCallTask", messages: Sequence[Mapping[str, Any]], calls: Calls
+) -> list[Turn]:
+    """The turns of a completion, as TRL gives it to reward functions.
+
+    messages: as text, an assistant's message is a turn; natively each of its calls is one, and a
+        message without a call the answer.
+    """
+    turns: list[Turn] = []
+    for message in messages:
+        if message.get("role") != "assistant":
+            continue
+        text = str(message.get("content") or "")
+        if calls == "text":
+            turns.append((task.read(Completion(text, kind=message.get("kind"))), text))
+        elif called := message.get("tool_calls"):
+            turns += [(_native_action(task, call), None) for call in called]
+        else:
+            answer = Answer(text) if isinstance(task, RecallTask) else Final(text.strip())
+            turns.append((answer, None))
+    return turns
+
+
+def _native_action(task: "RecallTask | ToolCallTask", call: Mapping[str, Any]) -> Any:
+    function = call.get("function") or {}
+    name, args = str(function.get("name")), function.get("arguments")
+    args = dict(args) if isinstance(args, Mapping) else {}
+    if isinstance(task, ToolCallTask):
+        return ToolCall(name, args)
+    attribute, person = args.get("attribute"), args.get("name")
+    if name == "find" and isinstance(attribute, str) and isinstance(person, str):
+        return Query(lookup_query(attribute, person))
+    return ParseError("malformed", "call find with attribute and name")
+
+
+def replay(
+    task: "RecallTask | ToolCallTask", items: Sequence[Any], transcripts: Sequence[Sequence[Turn]]
+) -> list[Reply[Any]]:
+    """The last reply of the episode about each item, after the turns of its transcript.
+
+    Episodes that are cut in their midst get what the rubric gives for no answer. Raises
+    EnvironmentFailure if the database or a tool fails.
+    """
+    replies: list[Reply[Any]] = [
+        Reply(state, "", 0.0, False, None, {}) for state in task.start(items)
+    ]
+    for place in range(max(map(len, transcripts), default=0)):
+        lanes = [
+            lane
+            for lane, turns in enumerate(transcripts)
+            if place < len(turns) and not replies[lane].done
+        ]
+        # Those that were written and those that were called are told apart: the task writes the
+        # latter itself.
+        for written in (True, False):
+            some = [lane for lane in lanes if (transcripts[lane][place][1] is not None) == written]
+            if some:
+                texts = [transcripts[lane][place][1] or "" for lane in some] if written else None
+                states = [replies[lane].state for lane in some]
+                actions = [transcripts[lane][place][0] for lane in some]
+                played: Sequence[Reply[Any]] = task.advance(states, actions, texts)
+                for lane, reply in zip(some, played, strict=True):
+                    replies[lane] = reply
+    return [reply if reply.done else _cut(task, reply) for reply in replies]
+
+
+def _cut(task: "RecallTask | ToolCallTask", reply: Reply[Any]) -> Reply[Any]:
+    total, parts = task.rubric(reply.state)
+    return reply._replace(reward=total, rewards=parts)

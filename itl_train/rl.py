@@ -71,6 +71,10 @@ class RLRun(TrainerRun):
         model, tokenizer, source = load_pretrained(model_of(settings.model), dtype=settings.dtype)
         self.tokenizer = tokenizer
         calls: Calls = "native" if settings.calls == "native" else "text"
+        if calls == "native" and task.max_turns == 1:
+            raise ConfigError(
+                "Native calls need a reply: set max_turns to 2 or more, or calls to text."
+            )
         # What is shown of the tools of a `ToolCallTask` natively is left to the template.
         own = calls if isinstance(task, RecallTask) else "text"
         self.chat = ChatTokenizer(tokenizer, calls=own, system=settings.system, name=source)
@@ -78,6 +82,8 @@ class RLRun(TrainerRun):
             self.chat.check_tool()
         recorded = dataclasses.asdict(settings)
         recorded["model"] = lasting_name(settings.model)
+        if "data" in recorded:  # to be found from anywhere
+            recorded["data"] = str(Path(recorded["data"]).absolute())
         if recorded.get("database"):
             recorded["database"] = lasting_url(recorded["database"])
         self.folder = RunFolder.open(out, recorded)
@@ -87,7 +93,8 @@ class RLRun(TrainerRun):
         self.resumed_from = self.restore()
         model.requires_grad_(True)
         model.generation_config.eos_token_id = sorted(self.agent(model).stop_ids)
-        self.rewards = Rewards(task, self.subject.items, self.chat, settings.n_generations)
+        items, group = self.subject.items, settings.n_generations
+        self.rewards = Rewards(task, items, self.chat, group, calls)
         multi = task.max_turns > 1
         is_text = calls == "text"
         with warnings.catch_warnings():

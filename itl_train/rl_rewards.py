@@ -13,7 +13,7 @@ import numpy as np
 from itl_agents.render import DialogueTokenizer
 from itl_env.episode import Completion
 from itl_env.task import Reply
-from itl_env.trl import Shell, finish
+from itl_env.trl import Calls, Shell, Turn, replay, turns_of
 
 RewardFunction = Callable[..., list[float]]
 
@@ -59,10 +59,19 @@ class Rewards:
 
     task, items: what is played; rows name items by their column `index`.
     chat: that reads completions. group: completions of one prompt.
+    calls: how completions of several turns call tools; see `itl_env.trl`.
     """
 
-    def __init__(self, task: Any, items: Sequence[Any], chat: DialogueTokenizer, group: int):
+    def __init__(
+        self,
+        task: Any,
+        items: Sequence[Any],
+        chat: DialogueTokenizer,
+        group: int,
+        calls: Calls = "text",
+    ) -> None:
         self.task, self.items, self.chat, self.group = task, items, chat, group
+        self.calls: Calls = calls
         self.seen = Seen()
         self._scored: list[list[int]] | None = None
         self._replies: list[Reply[Any]] = []
@@ -97,39 +106,31 @@ class Rewards:
         environments: Sequence[Shell[Any]] | None,
         completions: Sequence[Any],
     ) -> list[Reply[Any]]:
-        """How each completion's episode has ended; the same list is played once."""
-        if self._scored is not completion_ids:
-            began = time.perf_counter()
-            if environments is None:
-                self._replies = self._read(completion_ids, index)
-            else:
-                self._replies = [
-                    finish(shell, said)
-                    for shell, said in zip(environments, completions, strict=True)
-                ]
-                for shell in environments:
-                    self.seen.tool_seconds += shell._seconds
-                    shell._seconds = 0.0
-                began = time.perf_counter()
-            self._replies = [self._ended(reply) for reply in self._replies]
-            self._scored = completion_ids
-            self.seen.tool_seconds += time.perf_counter() - began
-            self._count(completion_ids)
+        """How each completion's episode has ended; the same list is played once.
+
+        Raises EnvironmentFailure if the database or a tool has failed, which is nobody's mistake.
+        """
+        if self._scored is completion_ids:
+            return self._replies
+        for shell in environments or ():
+            self.seen.tool_seconds += shell._seconds
+            shell._seconds = 0.0
+            if shell._failure is not None:
+                raise shell._failure
+        began = time.perf_counter()
+        if environments is None:
+            turns = [self.text(ids) for ids in completion_ids]
+            transcripts: list[list[Turn]] = [
+                [(self.task.read(Completion(turn)), turn)] for turn in turns
+            ]
+        else:
+            transcripts = [turns_of(self.task, said, self.calls) for said in completions]
+        asked = [self.items[place] for place in index]
+        self._replies = replay(self.task, asked, transcripts)
+        self._scored = completion_ids
+        self.seen.tool_seconds += time.perf_counter() - began
+        self._count(completion_ids)
         return self._replies
-
-    def _read(self, completion_ids: list[list[int]], index: Sequence[int]) -> list[Reply[Any]]:
-        """The replies to single turns."""
-        turns = [self.text(ids) for ids in completion_ids]
-        states = self.task.start([self.items[place] for place in index])
-        actions = [self.task.read(Completion(turn)) for turn in turns]
-        return list(self.task.advance(states, actions, turns))
-
-    def _ended(self, reply: Reply[Any]) -> Reply[Any]:
-        """An episode that was cut in its midst is worth what its rubric gives for no answer."""
-        if reply.done:
-            return reply
-        total, parts = self.task.rubric(reply.state)
-        return reply._replace(reward=total, rewards=parts)
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion without the mark that ends it."""

@@ -117,8 +117,8 @@ def turn_tokenizer(tokenizer: PreTrainedTokenizerBase, chat: ChatTokenizer, task
     def parse_response(ids: Sequence[int], **_: Any) -> dict[str, Any]:
         end = ids[-1] if len(ids) and ids[-1] in chat.stop_ids else None
         text = chat.decode(ids[:-1] if end is not None else ids)
-        said: dict[str, Any] = {"role": "assistant", "content": text}
         kind = chat.kind_of(end)
+        said: dict[str, Any] = {"role": "assistant", "content": text, "kind": kind}
         # A turn that was cut is the last one.
         if end is not None and is_call(task, Completion(text, kind=kind)):
             function = {"name": "turn", "arguments": {"text": text}}
