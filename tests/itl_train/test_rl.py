@@ -20,6 +20,8 @@ from itl_env.actions import call_turn, final_turn
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.generated import generate
+from itl_env.rubric import RUBRICS, Component, Rubric
+from itl_env.tool_rubric import TOOL_RUBRICS
 from itl_env.tools import Calculator
 from itl_env.trl import environment_factory, replay, turns_of
 from itl_train.checkpoint import checkpoints
@@ -316,9 +318,25 @@ def test_all_of_a_group_begin_alike_and_prompts_are_asked_once_an_epoch(nano, da
     assert prompts[:16] != prompts[16:]
 
 
+def paid_for(monkeypatch, score) -> None:
+    """Pay for the text of the first turn instead of what it comes to."""
+    rubric = Rubric((Component("text", 1.0, lambda seen: score(seen.messages[1].content)),))
+    monkeypatch.setitem(TOOL_RUBRICS, "outcome", rubric)
+    monkeypatch.setitem(RUBRICS, "exact", rubric)
+
+
+def of_letters(text: str) -> float:
+    """The share of small letters in a text."""
+    return sum("a" <= each <= "z" for each in text) / max(len(text), 1)
+
+
 @pytest.mark.parametrize("kind", ["single", "facts"])
 @pytest.mark.parametrize("stop_at", [1, 2])
-def test_an_interrupted_run_ends_with_the_same_weights(nano, data, world, tmp_path, kind, stop_at):
+def test_an_interrupted_run_ends_with_the_same_weights(
+    nano, data, world, tmp_path, monkeypatch, kind, stop_at
+):
+    paid_for(monkeypatch, of_letters)
+
     def settings():
         if kind == "single":
             return tool_settings(nano, data, max_new_tokens=6)
@@ -341,11 +359,18 @@ def test_an_interrupted_run_ends_with_the_same_weights(nano, data, world, tmp_pa
     ]
     train_rl(settings(), tmp_path / "cut")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
     start = AutoModelForCausalLM.from_pretrained(nano).state_dict()
-    if kind == "single":
-        assert rows(tmp_path / "whole")[-1] == rows(tmp_path / "cut")[-1]
-    assert start.keys() == whole.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not all(torch.equal(whole[name], start[name]) for name in whole)
+
+
+def test_what_is_paid_for_becomes_more_frequent(nano, data, tmp_path, monkeypatch):
+    paid_for(monkeypatch, of_letters)
+    settings = tool_settings(nano, data, n_steps=24, batch_size=16, lr=2e-2, log_every=4)
+    train_rl(settings, tmp_path / "run")
+    told = [row["reward"] for row in rows(tmp_path / "run") if "reward" in row]
+    assert told[-1] > told[0] + 0.2
+    assert rows(tmp_path / "run")[-2]["kl"] > 0.01
 
 
 class Guided(EpisodeTrainer):
@@ -440,14 +465,15 @@ def test_what_makes_training_idle_is_said_loudly(nano, data, tmp_path):
     assert any("of the completions were cut at 12 tokens and earned" in each for each in told)
 
 
-def test_an_adapter_is_trained_on_a_copy_that_lasts(qwen, data, tmp_path):
+def test_an_adapter_is_trained_on_a_copy_that_lasts(qwen, data, tmp_path, monkeypatch):
+    paid_for(monkeypatch, of_letters)
     first = tmp_path / "first"
-    train_rl(tool_settings(qwen, data, lora_rank=2, n_steps=2), first)
+    train_rl(tool_settings(qwen, data, lora_rank=2, n_steps=2, lr=1.0), first)
     assert not (first / "start").exists()
-    train_rl(tool_settings(first, data, n_steps=2), tmp_path / "second")
+    train_rl(tool_settings(first, data, n_steps=1, log_every=1), tmp_path / "second")
     assert (tmp_path / "second" / "start" / "config.json").is_file()
     told = next(row for row in rows(tmp_path / "second") if "kl" in row)
-    assert told["kl"] < 1.0
+    assert told["kl"] < 1e-3  # with another reference it would be far from 0 at once
 
 
 @pytest.mark.parametrize(
@@ -455,6 +481,7 @@ def test_an_adapter_is_trained_on_a_copy_that_lasts(qwen, data, tmp_path):
     [
         ({"n_generations": 1}, "n_generations is 1; a group needs 2 completions or more"),
         ({"n_generations": 3}, "is 16, which is no whole number of groups of 3"),
+        ({"calls": "native"}, "Native calls need a reply: set max_turns to 2 or more"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
         ({"beta": -1.0}, "beta is -1.0; it must not be negative"),
         ({"data": "nowhere"}, "There is no train.jsonl in nowhere; `itl toolcall data` makes one"),
