@@ -90,6 +90,14 @@ def make_agent(
     from itl_agents.huggingface import HFAgent
 
     quiet_transformers()
+    if isinstance(task, ToolCallTask) and run.get("calls") == "native":
+        from itl_agents.native_tools import NativeToolAgent
+        from itl_agents.pretrained import load_pretrained
+
+        model, tokenizer, _ = load_pretrained(
+            place, dtype=run.get("dtype", "float32"), device=device
+        )
+        return NativeToolAgent(model, tokenizer, task, name=name, temperature=temperature, **limits)
     replies = task.max_queries > 0 if isinstance(task, RecallTask) else task.max_turns > 1
     agent = HFAgent.load(
         place,

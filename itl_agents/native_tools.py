@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import get_json_schema
 
 from itl_agents.agent import Conversation
 from itl_agents.chat_template import OPTIONS
@@ -20,13 +21,14 @@ from itl_env.actions import Final, ToolCall, call_turn, final_turn, parse_json_t
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError
-from itl_env.tools import Tool
+from itl_env.tool_call import ToolCallTask
+from itl_env.trl import environment_factory
 
 
 class NativeToolAgent:
     """Plays tool calling with a model that has learnt to call tools.
 
-    tools: those of the task. schemas: what the template is told of them; by default `schema`.
+    task: whose tools it is told of, as TRL tells of them (`itl_env.trl`).
     batch_size, temperature, max_new_tokens: as in `HFAgent`.
 
     Raises ConfigError for a template that does not show tools.
@@ -36,9 +38,8 @@ class NativeToolAgent:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        tools: Sequence[Tool],
+        task: ToolCallTask,
         *,
-        schemas: Sequence[dict[str, Any]] = (),
         name: str = "",
         batch_size: int = 64,
         temperature: float = 0.0,
@@ -49,35 +50,41 @@ class NativeToolAgent:
         self.batch_size = batch_size
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
-        self.schemas = list(schemas) or [schema(tool) for tool in tools]
+        shell = environment_factory(task, ())()
+        self.schemas = [get_json_schema(getattr(shell, name)) for name in task.tools]
         own = model.generation_config.eos_token_id if model.generation_config else None
         own = [] if own is None else [own] if isinstance(own, int) else own
         self.stop_ids = tuple(sorted({tokenizer.eos_token_id, *own}))
-        if not tokenizer.chat_template or tools[0].name not in self._text([Message("user", "?")]):
+        self.room = getattr(model.config, "max_position_embeddings", None) or 2**31
+        told = self._text([Message("user", "?")]) if tokenizer.chat_template else ""
+        if not all(name in told for name in task.tools):
             raise ConfigError(f"The chat template of {self.name} does not tell of tools.")
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
-        """See `Agent.respond`."""
+        """See `Agent.respond`. A conversation too long for the model ends in an `error`."""
         prompts = [
             self.tokenizer.encode(self._text(talk.messages), add_special_tokens=False)
             for talk in conversations
         ]
-        completions: list[Completion] = []
-        for start in range(0, len(prompts), self.batch_size):
-            some = slice(start, start + self.batch_size)
+        completions = [Completion("", None, "error")] * len(prompts)
+        most = self.room - self.max_new_tokens
+        fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= most]
+        for start in range(0, len(fitting), self.batch_size):
+            lanes = fitting[start : start + self.batch_size]
             sampling = None
             if self.temperature > 0:
                 size = int(self.model.get_output_embeddings().weight.shape[0])
-                seeds = [talk.seed for talk in conversations[some]]
+                seeds = [conversations[lane].seed for lane in lanes]
                 sampling = Sampling(Gumbel(seeds, size), self.temperature)
             written = continue_prompts(
                 self.model,
-                prompts[some],
+                [prompts[lane] for lane in lanes],
                 stop_ids=self.stop_ids,
                 max_new_tokens=self.max_new_tokens,
                 sampling=sampling,
             )
-            completions += map(self._completion, written)
+            for lane, ids in zip(lanes, written, strict=True):
+                completions[lane] = self._completion(ids)
         return completions
 
     def _text(self, messages: Sequence[Message]) -> str:
@@ -98,9 +105,7 @@ class NativeToolAgent:
     def _completion(self, ids: list[int]) -> Completion:
         stopped = bool(ids) and ids[-1] in self.stop_ids
         text = str(self.tokenizer.decode(ids[:-1] if stopped else ids))
-        call = read_any_call(text)
-        turn = final_turn(text.strip()) if call is None else call_turn(*call)
-        return Completion(turn, None, "stop" if stopped else "length")
+        return Completion(turn_of(text), None, "stop" if stopped else "length")
 
 
 def _native(message: Message) -> dict[str, Any]:
@@ -118,17 +123,17 @@ def _native(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": message.content}
 
 
-def schema(tool: Tool) -> dict[str, Any]:
-    """A tool as templates are told of it, all of whose arguments are text."""
-    return {
-        "type": "function",
-        "function": {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": {
-                "type": "object",
-                "properties": {name: {"type": "string"} for name in tool.parameters},
-                "required": list(tool.parameters),
-            },
-        },
-    }
+def turn_of(text: str) -> str:
+    """What a model has written, as a turn of the task: its first call, or all of it as an answer.
+
+    What no text may hold (NUL, halves of surrogate pairs, which JSON can spell) makes it no call.
+    """
+    call = read_any_call(text)
+    if call is not None:
+        try:
+            turn = call_turn(*call)
+        except RecursionError:
+            return final_turn(text.strip())
+        if isinstance(parse_json_turn(turn, len(turn)), ToolCall):
+            return turn
+    return final_turn(text.strip())

@@ -8,11 +8,11 @@ In tool calling a turn is one JSON object: `{"final": "text"}`, or `{"tool": ...
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from itl_env.dialogue import Dialect
-from itl_env.text import unstorable
+from itl_env.text import texts_in, unstorable
 
 _FENCE = "```"
 
@@ -152,7 +152,7 @@ def parse_json_turn(text: str, max_length: int) -> JsonAction:
     else:
         return ParseError("wrong_form", f"the JSON has neither form; {_FORMS}")
     # Escapes may spell what plain text may not hold.
-    return next((error for each in _texts(given) if (error := invalid_text(each))), action)
+    return next((error for each in texts_in(given) if (error := invalid_text(each))), action)
 
 
 def is_bare(text: str) -> bool:
@@ -186,16 +186,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, which may be nested deeply."""
-    left = [value]
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, list):
-            left += value

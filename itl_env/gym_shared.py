@@ -24,7 +24,7 @@ METADATA = {"render_modes": ["ansi"], "render_fps": 1}
 QUERY, ANSWER = 0, 1  # the kinds of action
 
 # An error reply is shorter than this, or quotes no more than the action it refuses.
-_ROOM_FOR_ERRORS = 256
+ROOM_FOR_ERRORS = 256
 
 # The values of an info, from the last reply.
 INFO: dict[str, Callable[[Reply[State]], Any]] = {
@@ -111,7 +111,7 @@ def spaces_of(task: RecallTask) -> tuple[UnicodeText, spaces.Dict]:
     """Observations and actions; the first has room for every reply that the task can give."""
     asked = max(len(task.question(Fact("", attribute, ""))) for attribute in task.attributes)
     listed = len(", ".join(task.database.attributes))
-    observations = UnicodeText(task.max_length + max(asked, listed + _ROOM_FOR_ERRORS))
+    observations = UnicodeText(task.max_length + max(asked, listed + ROOM_FOR_ERRORS))
     # Without a tool there is nothing to sample but answers; a query would only waste the episode.
     kinds = spaces.Discrete(2) if task.max_queries else spaces.Discrete(1, start=ANSWER)
     return observations, spaces.Dict(kind=kinds, text=UnicodeText(task.max_length))

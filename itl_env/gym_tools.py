@@ -17,6 +17,7 @@ from itl_env.executor import Executor, MontyExecutor
 from itl_env.generated import ages, generate
 from itl_env.gym_shared import (
     METADATA,
+    ROOM_FOR_ERRORS,
     check_render_mode,
     dialogue_text,
     live_state,
@@ -186,7 +187,7 @@ class ToolCallEnv(gymnasium.Env[str, str]):
     def _wrap(self, task: ToolCallTask, render_mode: str | None, owned: bool) -> None:
         self.task, self.render_mode, self._owned = task, render_mode, owned
         longest = max(len(task.question(sample)) for sample in task.samples)
-        room = len(ERROR_PREFIX) + task.max_length
+        room = len(ERROR_PREFIX) + max(task.max_length, ROOM_FOR_ERRORS)
         self.observation_space: UnicodeText = UnicodeText(max(longest, room))
         self.action_space: UnicodeText = UnicodeText(task.max_length)
         self._by_id = {sample.id: sample for sample in task.samples}

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError
 from itl_env.facts import Fact
 from itl_env.files import whole_file
+from itl_env.text import texts_in, unstorable
 
 Category = Literal["calculator", "python_exec", "no_tool", "multi_turn", "mixed"]
 """What a sample exercises; `multi_turn` takes several calculations, `mixed` looks a fact up and
@@ -100,6 +101,9 @@ class Sample(NamedTuple):
         """
         if not isinstance(row, dict):
             raise ConfigError(f"it is no JSON object but {_kind(row)}.")
+        for name, value in row.items():
+            if problem := next(filter(None, map(unstorable, texts_in(value))), None):
+                raise ConfigError(f"field {name!r} holds {problem}.")
         words = {name: _text(row, name) for name in ("id", "source", "prompt", "expected_answer")}
         for name in ("id", "prompt"):
             if not words[name].strip():
@@ -172,6 +176,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
             rows = json.loads(text)
         except ValueError as error:
             raise ConfigError(f"{path} is not JSON: {error}.") from None
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply.") from None
         yield from ((f"{path}, item {place}", row) for place, row in enumerate(rows, start=1))
         return
     for number, line in enumerate(text.split("\n"), start=1):
@@ -180,6 +186,8 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]]:
                 row = json.loads(line)
             except ValueError as error:
                 raise ConfigError(f"{path}, line {number}: it is not JSON: {error}.") from None
+            except RecursionError:
+                raise ConfigError(f"{path}, line {number}: it is nested too deeply.") from None
             yield f"{path}, line {number}", row
 
 
@@ -218,10 +226,6 @@ def _text(row: Mapping[str, Any], name: str) -> str:
     value = row[name]
     if not isinstance(value, str):
         raise ConfigError(f"field {name!r} must be text, not {_kind(value)}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"field {name!r} holds half of a surrogate pair.") from None
     return value
 
 
@@ -245,7 +249,4 @@ def _kind(value: Any) -> str:
 
 def load_samples(path: str | Path) -> list[Sample]:
     """All samples of a file; raises what `read_samples` raises."""
-    try:
-        return list(read_samples(path))
-    except RecursionError:
-        raise ITLError(f"{path} is nested too deeply to be read.") from None
+    return list(read_samples(path))

@@ -1,5 +1,8 @@
 """Text and identifiers as SQL databases take them."""
 
+from collections.abc import Iterator
+from typing import Any
+
 
 def unstorable(text: str) -> str | None:
     """What `text` holds that not every database can store, in words; None if all can."""
@@ -11,6 +14,19 @@ def unstorable(text: str) -> str | None:
         except UnicodeEncodeError:
             return "a lone surrogate"
     return None
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, names too, however deeply it is nested."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, list):
+            left += value
 
 
 def quote(identifier: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import get_json_schema
 from trl import GRPOConfig
 
 from itl_agents.chat_template import Calls, ChatTokenizer
@@ -88,6 +87,7 @@ class RLRun(TrainerRun):
             recorded["database"] = lasting_url(recorded["database"])
         self.folder = RunFolder.open(out, recorded)
         self.keep_checkpoints = settings.keep_checkpoints
+        self.max_tokens = settings.max_tokens if isinstance(settings, ToolRLSettings) else 0
         with self.folder.alone():
             model = self._started(model, source)
         self.resumed_from = self.restore()
@@ -113,6 +113,7 @@ class RLRun(TrainerRun):
                     environment_factory(task, self.subject.items, calls) if multi else None
                 ),
                 chat=None if multi and calls != own else self.chat,
+                max_tokens=self.max_tokens,
             )
         self.trainer.remove_callback(PrinterCallback)
         self.last_evaluation = self.folder.last_evaluation()
@@ -206,8 +207,7 @@ class RLRun(TrainerRun):
             return NativeToolAgent(
                 bare,
                 self.tokenizer,
-                list(task.tools.values()),
-                schemas=self._schemas(),
+                task,
                 name=self.settings.model,
                 max_new_tokens=self.settings.max_new_tokens,
             )
@@ -218,14 +218,9 @@ class RLRun(TrainerRun):
             calls=self.chat.calls,
             system=self.settings.system,
             max_new_tokens=self.settings.max_new_tokens,
+            max_tokens=self.max_tokens,
             keep_turns=self.subject.task.max_turns > 1,
         )
-
-    def _schemas(self) -> list[dict[str, Any]]:
-        """What TRL tells a model of the tools, which evaluations tell, too."""
-        task = self.subject.task
-        shell = environment_factory(task, self.subject.items, "native")()
-        return [get_json_schema(getattr(shell, name)) for name in task.tools]
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """What comes of questions trained on and of others, through the task."""

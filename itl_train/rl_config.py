@@ -104,10 +104,11 @@ class ToolRLSettings(RLSettings):
     instruction: str = "auto"  # put before each prompt; {forms} stands for the forms of a turn
     """auto: as in the model's run; for a model of no run, the one that tells all forms"""
     database: str = ""  # URL of a fact database that the tool `find` looks into; the run's own
+    max_tokens: int = 0  # of a dialogue; longer prompts lose their left part; 0 for the run's
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 0, "max_turns")
+        check_at_least(self, 0, "max_turns", "max_tokens")
 
     def after(self, run: Mapping[str, Any]) -> Self:
         """See `RLSettings.after`."""
@@ -119,6 +120,7 @@ class ToolRLSettings(RLSettings):
             instruction=instruction,
             max_turns=self.max_turns or run.get("max_turns", 1),
             database=self.database or run.get("database", ""),
+            max_tokens=self.max_tokens or run.get("max_tokens", 0),
         )
 
 

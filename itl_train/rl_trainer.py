@@ -38,18 +38,27 @@ class EpisodeTrainer(GRPOTrainer):
     """`GRPOTrainer` whose rows hold messages and the `index` of what they ask.
 
     chat: renders and reads text calls; None leaves both to TRL and the model's own template.
+    max_tokens: of a prompt and a completion; longer prompts lose their left part; 0 for any.
     """
 
-    def __init__(self, *args: Any, chat: ChatTokenizer | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *args: Any, chat: ChatTokenizer | None = None, max_tokens: int = 0, **settings: Any
+    ) -> None:
         self.chat = chat
+        self.max_tokens = max_tokens
         self.generation_seconds = 0.0
         super().__init__(*args, **settings)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         if self.chat is None:
             return super()._tokenize_prompts(prompts)
+        most = max(0, self.max_tokens - (self.args.max_completion_length or 0))
         rendered = [
-            render_prompt([Message(turn["role"], turn["content"]) for turn in prompt], self.chat)
+            render_prompt(
+                [Message(turn["role"], turn["content"]) for turn in prompt],
+                self.chat,
+                max_tokens=most,
+            )
             for prompt in prompts
         ]
         return rendered, None, {}

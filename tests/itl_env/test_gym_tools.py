@@ -76,6 +76,16 @@ def test_spent_turns_truncate():
     env.close()
 
 
+def test_whatever_is_said_lies_in_the_observation_space():
+    env = gymnasium.make(ID, **SMALL, max_length=20, max_turns=9)
+    env.reset(seed=0)
+    for turn in ("x", "{" * 21, '{"tool":"x","args":{}}'[:20], '{"final":1}'):
+        reply = env.unwrapped.step(turn)[0]
+        assert reply in env.observation_space
+        assert len(reply) > 20
+    env.close()
+
+
 def test_an_environment_without_a_beginning_says_so(env):
     with pytest.raises(ResetNeeded, match="Call reset"):
         env.unwrapped.step("{}")
