@@ -187,14 +187,16 @@ def tool_calling(config: ToolCallingConfig, show: Callable[[str], None] = print)
     if config.model:
         _pretrained(study, tasks)
     write_table(study.rows, config.out / "results.csv")
-    costs = [_costs(study, name) for name in ("hard-rl", "recall-rl")]
-    write_text(
-        config.out / "study.json",
-        json.dumps({"machine": machine(), "config": _recorded(config), "costs": costs}, indent=1)
-        + "\n",
-    )
+    results = {
+        "preset": config.preset,
+        "config": _recorded(config),
+        "machine": machine(),
+        "costs": [_costs(study, name) for name in ("hard-rl", "recall-rl")],
+        "rows": study.rows,
+    }
+    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     _figures(study)
-    text = report(study.rows, costs, machine(), config.preset)
+    text = report(results)
     write_text(config.out / "report.md", text)
     show(text)
     return config.out
@@ -329,17 +331,17 @@ def _figures(study: Study) -> None:
     from benchmarks.tool_plots import run_figures
 
     for name in ("scratch", "hard-rl", "recall-rl"):
-        folder = study.place("figures") / name
-        folder.mkdir(parents=True, exist_ok=True)
-        run_figures(RunFolder(study.place(name)).rows(), folder)
+        for drawn in run_figures(RunFolder(study.place(name)).rows(), study.config.out):
+            drawn.replace(drawn.with_name(f"{name}-{drawn.name}"))
 
 
 def _named(phase: str) -> Callable[[Iterable[Any], str, int], Iterable[Any]]:
     return lambda episodes, label, total: track(episodes, f"{phase}: {label}", total)
 
 
-def report(rows: Sequence[Row], costs: Sequence[Row], on: Mapping[str, Any], preset: str) -> str:
+def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
+    rows, costs, on = results["rows"], results["costs"], results["machine"]
     lines = []
     for row in rows:
         shares = [
@@ -356,7 +358,7 @@ def report(rows: Sequence[Row], costs: Sequence[Row], on: Mapping[str, Any], pre
     )
     return f"""# Tool calling
 
-Machine: {on["cpu"]}, {on["cores"]} cores, torch {on["torch"]}. Preset {preset}.
+Machine: {on["cpu"]}, {on["cores"]} cores, torch {on["torch"]}. Preset {results["preset"]}.
 
 None of these samples and facts was trained on: no call of a sample to train on occurs among them.
 Shares are of all samples, with Wilson's 95% intervals. Answers are greedy.

@@ -4,6 +4,7 @@ Nothing here raises on what a model wrote.
 """
 
 import ast
+import threading
 import warnings
 
 # Of code that only spells its answer; whatever computes has another node, or calls something else.
@@ -14,13 +15,14 @@ _SPELLING = (
 )  # fmt: skip
 
 
+_QUIET = threading.Lock()  # what is shown of warnings is set for all threads
 _SHOWING = ("print", "str", "int", "float", "repr")  # what is given, in another form at most
 
 
 def syntax_tree(code: str) -> ast.Module | None:
     """The syntax tree of code; None if it has none, or one that is nested too deeply."""
     try:
-        with warnings.catch_warnings():
+        with _QUIET, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of escapes that mean nothing
             return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -255,16 +255,17 @@ class RLRun(TrainerRun):
     def told(self, row: dict[str, Any]) -> None:
         """Say once, loudly, what makes training idle."""
         flat, cut = row.get("groups_without_spread", 0.0), row.get("cut_and_worthless", 0.0)
-        if flat > 0.5:
+        # At the first one, and once more when there are many.
+        if flat:
             self._once(
-                "spread",
+                f"spread {flat > 0.5}",
                 f"At step {row['step']}, in {flat:.0%} of the groups all completions earned the "
                 "same, so nothing is learnt from them; take prompts that the model answers now and "
                 "then, more n_generations, or a higher temperature.",
             )
-        if cut > 0.1:
+        if cut:
             self._once(
-                "cut",
+                f"cut {cut > 0.1}",
                 f"At step {row['step']}, {cut:.0%} of the completions were cut at "
                 f"{self.settings.max_new_tokens} tokens and earned nothing; raise max_new_tokens.",
             )

@@ -34,13 +34,13 @@ def test_the_study_measures_before_and_after_and_says_what_steps_cost(study):
     for metric in METRICS:
         assert (shares[metric] == shares[f"{metric}_right"] / shares["n"]).all()
         assert (shares[f"{metric}_low"] <= shares[metric]).all()
-    for cost in json.loads((out / "study.json").read_text())["costs"]:
+    for cost in json.loads((out / "results.json").read_text())["costs"]:
         spent = cost["generation"] + cost["tools"] + cost["update"]
         assert spent == pytest.approx(1.0)
     assert printed.strip() in (out / "report.md").read_text()
     assert "| half-way, facts | facts | 10 |" in printed
     for name in ("scratch", "hard-rl", "recall-rl"):
-        assert (out / "figures" / name / "evaluations.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / f"{name}-evaluations.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_call_that_is_asked_has_been_trained_on(study):
