@@ -17,6 +17,7 @@ from benchmarks import (
     scaling,
     throughput,
     throughput_sft,
+    tool_calling,
 )
 from benchmarks.large_scale_report import paired_drift
 from benchmarks.statistics import Z, interval
@@ -42,6 +43,7 @@ def figures(name: str) -> dict[str, Any]:
         ("quickstart-model/results.json", "report.md", quickstart_model.report),
         ("quickstart-model-seed-1/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
+        ("tool-calling/results.json", "report.md", tool_calling.report),
     ],
 )
 def test_a_table_follows_from_its_figures(
@@ -171,3 +173,27 @@ def test_the_readme_says_what_knowing_and_looking_up_cost_a_pretrained_model() -
 
 def interval_text(mean: float, half: float) -> str:
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def test_the_tool_calling_of_the_readme_is_what_was_measured() -> None:
+    results = figures("tool-calling/results.json")
+    readme = " ".join(README.split())
+
+    def share(phase: str, metric: str = "right_outcome") -> str:
+        (row,) = [
+            row
+            for row in results["rows"]
+            if row["phase"] == phase and row["category"] in ("all", "facts")
+        ]
+        low, high = row[f"{metric}_low"], row[f"{metric}_high"]
+        return f"{row[metric]:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    expected = [
+        share("scratch", "right_tool"),
+        share("scratch"),
+        f"{share('scratch, longer numbers')}, to {share('after GRPO, longer numbers')}",
+        f"{share('half-way, facts')} to {share('after GRPO, facts')}",
+        f"{share('pretrained')} before and {share('pretrained, with adapter')} after",
+        f"tools take {max(cost['tools'] for cost in results['costs']):.1%} of a step at most",
+    ]
+    assert [claim for claim in expected if claim not in readme] == []
