@@ -262,13 +262,24 @@ def test_a_mix_that_cannot_be_is_refused(settings: dict[str, Any], said: str) ->
 
 
 def test_what_is_not_generated_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    for change, said in (
-        ({"level": 9}, "There is no level 9"),
-        ({"categories": ("mixed",)}, "'mixed' is not generated"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            make_data(replace(SMALL, **change), tmp_path / "data")
+    with pytest.raises(ConfigError, match="There is no level 9"):
+        make_data(replace(SMALL, level=9), tmp_path / "data")
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="'mixed' looks facts up; name a database"):
+        replace(SMALL, categories=("mixed",))
+
+
+def test_people_who_are_asked_about_are_not_trained_on(world: str, tmp_path: Path) -> None:
+    mix = Mix(generated=120, categories=("mixed", "multi_turn"), database=world, seed=3)
+    report = make_data(mix, tmp_path)
+    assert (report.n_train, report.n_validation) == (96, 24)
+    names = [
+        {sample.steps[0].args["name"] for sample in load_samples(tmp_path / part)
+         if sample.category == "mixed"}
+        for part in ("train.jsonl", "validation.jsonl")
+    ]  # fmt: skip
+    assert len(names[1]) >= 6
+    assert not names[0] & names[1]
 
 
 # -- the split -------------------------------------------------------------------------------------
