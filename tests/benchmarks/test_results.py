@@ -191,7 +191,7 @@ def test_the_tool_calling_of_the_readme_is_what_was_measured() -> None:
     expected = [
         share("scratch", "right_tool"),
         share("scratch"),
-        f"{share('scratch, longer numbers')}, to {share('after GRPO, longer numbers')}",
+        f"{share('scratch, longer numbers')} to {share('after GRPO, longer numbers')}",
         f"{share('half-way, facts')} to {share('after GRPO, facts')}",
         f"{share('pretrained')} before and {share('pretrained, with adapter')} after",
         f"tools take {max(cost['tools'] for cost in results['costs']):.1%} of a step at most",
