@@ -17,6 +17,7 @@ from benchmarks import (
     scaling,
     throughput,
     throughput_sft,
+    throughput_tools,
     tool_calling,
 )
 from benchmarks.large_scale_report import paired_drift
@@ -44,6 +45,7 @@ def figures(name: str) -> dict[str, Any]:
         ("quickstart-model-seed-1/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
         ("tool-calling/results.json", "report.md", tool_calling.report),
+        ("throughput-tools/throughput-tools.json", "throughput-tools.md", throughput_tools.report),
     ],
 )
 def test_a_table_follows_from_its_figures(
