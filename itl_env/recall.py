@@ -45,12 +45,12 @@ from itl_env.dialogue import (
     phrasings,
     sql_query,
 )
-from itl_env.episode import Completion, Episode, StopReason, package_versions
+from itl_env.episode import Completion, Episode, StopReason
 from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.facts import Fact
 from itl_env.rubric import rubric_named
 from itl_env.sql import SqlGate, SqlRejected, format_rows
-from itl_env.task import Reply
+from itl_env.task import Reply, episode_of
 
 Mode = Literal["in-tool", "in-weight"]
 
@@ -408,23 +408,8 @@ class RecallTask:
     ) -> Episode:
         """The episode that ended with `reply`; raises ValueError if it has not ended."""
         state = reply.state
-        if state.stop_reason is None:
-            raise ValueError("The episode has not ended.")
-        return Episode(
-            fact=state.fact,
-            messages=state.messages,
-            completions=tuple(completions),
-            answer=state.answer,
-            reward=reply.reward,
-            rewards=reply.rewards,
-            stop_reason=state.stop_reason,
-            n_queries=state.n_queries,
-            error=state.error,
-            index=index,
-            seed=seed,
-            agent=agent,
-            versions=package_versions(),
-            aliases=state.aliases,
+        return episode_of(
+            reply, completions, index=index, seed=seed, agent=agent, aliases=state.aliases
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from itl_env.episode import Completion, Episode
+from itl_env.episode import Completion, Episode, package_versions
 
 S = TypeVar("S")
 Asked = TypeVar("Asked", contravariant=True)
@@ -55,3 +55,37 @@ class Task(Protocol[Asked]):
     ) -> Episode:
         """The episode that ended with `reply`; raises ValueError if it has not ended."""
         ...
+
+
+def episode_of(
+    reply: Reply[Any],
+    completions: Sequence[Completion],
+    *,
+    index: int,
+    seed: int,
+    agent: str,
+    **more: Any,
+) -> Episode:
+    """The record of an episode that ended with `reply`.
+
+    more: what only episodes of one task hold. Raises ValueError if it has not ended.
+    """
+    state = reply.state
+    if state.stop_reason is None:
+        raise ValueError("The episode has not ended.")
+    return Episode(
+        fact=state.fact,
+        messages=state.messages,
+        completions=tuple(completions),
+        answer=state.answer,
+        reward=reply.reward,
+        rewards=reply.rewards,
+        stop_reason=state.stop_reason,
+        n_queries=state.n_queries,
+        error=state.error,
+        index=index,
+        seed=seed,
+        agent=agent,
+        versions=package_versions(),
+        **more,
+    )

@@ -30,12 +30,12 @@ from itl_env.actions import (
     parse_json_turn,
 )
 from itl_env.dialogue import ERROR_PREFIX, Message
-from itl_env.episode import Completion, Episode, StopReason, ToolTurn, package_versions
+from itl_env.episode import Completion, Episode, StopReason, ToolTurn
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
 from itl_env.rubric import Rubric
 from itl_env.samples import Sample, Step
-from itl_env.task import Reply
+from itl_env.task import Reply, episode_of
 from itl_env.tool_rubric import ToolTranscript, tool_rubric_named
 from itl_env.tools import Calculator, Python, Tool, ToolResult, check_arguments
 
@@ -276,22 +276,12 @@ class ToolCallTask:
     ) -> Episode:
         """The episode that ended with `reply`; raises ValueError if it has not ended."""
         state = reply.state
-        if state.stop_reason is None:
-            raise ValueError("The episode has not ended.")
-        return Episode(
-            fact=state.fact,
-            messages=state.messages,
-            completions=tuple(completions),
-            answer=state.answer,
-            reward=reply.reward,
-            rewards=reply.rewards,
-            stop_reason=state.stop_reason,
-            n_queries=state.n_queries,
-            error=state.error,
+        return episode_of(
+            reply,
+            completions,
             index=index,
             seed=seed,
             agent=agent,
-            versions=package_versions(),
             sample=state.sample,
             turns=state.turns,
             max_turns=state.max_turns,
