@@ -35,9 +35,7 @@ class ToolcallData:
     n: int = 0  # samples of the preset; 0 for its own number, 10,000 generated or 8,000 published
     categories: tuple[Category, ...] = ("calculator", "python_exec", "no_tool")
     """what is generated, as much of each: calculator, python_exec, no_tool, multi_turn, mixed"""
-    database: str = (
-        ""  # URL of a fact database; `mixed` samples look facts up and compute with them
-    )
+    database: str = ""  # URL of a fact database, for samples of `mixed`: look up, then compute
     level: int = 1  # how hard the generated arithmetic is, 1 to 4
     files: tuple[Path, ...] = ()  # files of samples of your own, JSON lines or an array; all taken
     gsm8k: str = ""  # a file of GSM8K's rows (question, answer), instead of the hub

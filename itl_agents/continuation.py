@@ -36,6 +36,21 @@ class Sampling(NamedTuple):
         scores = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
         return scores / self.temperature + self.noise(rows, step).to(scores)
 
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, seeds: Sequence[int], temperature: float
+    ) -> "Sampling | None":
+        """Draws from a model's tokens with a seed of each row; None, greedy, at temperature 0."""
+        if temperature <= 0:
+            return None
+        return cls(Gumbel(seeds, int(model.get_output_embeddings().weight.shape[0])), temperature)
+
+
+def own_stops(model: PreTrainedModel) -> set[int]:
+    """The ids at which the model's own settings end a turn."""
+    ids = model.generation_config.eos_token_id if model.generation_config else None
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
 
 class Block(NamedTuple):
     """What some rows have read and written: keys and values, and which slots of them count."""

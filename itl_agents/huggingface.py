@@ -8,12 +8,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from itl_agents.agent import Conversation
 from itl_agents.chat_template import Calls, ChatTokenizer
-from itl_agents.continuation import Memory, Place, Sampling, continue_prompts
+from itl_agents.continuation import Memory, Place, Sampling, continue_prompts, own_stops
 from itl_agents.device_memory import give_back, is_out_of_memory
 from itl_agents.native_calls import read_call
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render_prompt
-from itl_agents.sampling import Gumbel
 from itl_env.dialogue import lookup_query
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, ITLError
@@ -67,9 +66,7 @@ class HFAgent:
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
         self.max_tokens = max_tokens
-        own = model.generation_config.eos_token_id if model.generation_config else None
-        own = [] if own is None else [own] if isinstance(own, int) else own
-        self.stop_ids = tuple(sorted({*self.chat.stop_ids, *own}))
+        self.stop_ids = tuple(sorted({*self.chat.stop_ids, *own_stops(model)}))
         self._memory = Memory(self.stop_ids) if keep_turns else None
 
     @classmethod
@@ -162,16 +159,12 @@ class HFAgent:
         room: int,
     ) -> list[list[int]]:
         """What is written after each prompt, with the id at which it stopped."""
-        sampling = None
-        if self.temperature > 0:
-            size = int(self.model.get_output_embeddings().weight.shape[0])
-            sampling = Sampling(Gumbel(seeds, size), self.temperature)
         return continue_prompts(
             self.model,
             prompts,
             stop_ids=self.stop_ids,
             max_new_tokens=min(self.max_new_tokens, room - max(map(len, prompts))),
-            sampling=sampling,
+            sampling=Sampling.of(self.model, seeds, self.temperature),
             known=known,
             memory=self._memory,
         )

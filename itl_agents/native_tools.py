@@ -14,9 +14,8 @@ from transformers.utils import get_json_schema
 
 from itl_agents.agent import Conversation
 from itl_agents.chat_template import OPTIONS
-from itl_agents.continuation import Sampling, continue_prompts
+from itl_agents.continuation import Sampling, continue_prompts, own_stops
 from itl_agents.native_calls import read_any_call
-from itl_agents.sampling import Gumbel
 from itl_env.actions import Final, ToolCall, call_turn, final_turn, parse_json_turn
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
@@ -52,9 +51,7 @@ class NativeToolAgent:
         self.max_new_tokens = max_new_tokens
         shell = environment_factory(task, ())()
         self.schemas = [get_json_schema(getattr(shell, name)) for name in task.tools]
-        own = model.generation_config.eos_token_id if model.generation_config else None
-        own = [] if own is None else [own] if isinstance(own, int) else own
-        self.stop_ids = tuple(sorted({tokenizer.eos_token_id, *own}))
+        self.stop_ids = tuple(sorted({tokenizer.eos_token_id, *own_stops(model)}))
         self.room = getattr(model.config, "max_position_embeddings", None) or 2**31
         told = self._text([Message("user", "?")]) if tokenizer.chat_template else ""
         if not all(name in told for name in task.tools):
@@ -71,17 +68,13 @@ class NativeToolAgent:
         fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= most]
         for start in range(0, len(fitting), self.batch_size):
             lanes = fitting[start : start + self.batch_size]
-            sampling = None
-            if self.temperature > 0:
-                size = int(self.model.get_output_embeddings().weight.shape[0])
-                seeds = [conversations[lane].seed for lane in lanes]
-                sampling = Sampling(Gumbel(seeds, size), self.temperature)
+            seeds = [conversations[lane].seed for lane in lanes]
             written = continue_prompts(
                 self.model,
                 [prompts[lane] for lane in lanes],
                 stop_ids=self.stop_ids,
                 max_new_tokens=self.max_new_tokens,
-                sampling=sampling,
+                sampling=Sampling.of(self.model, seeds, self.temperature),
             )
             for lane, ids in zip(lanes, written, strict=True):
                 completions[lane] = self._completion(ids)

@@ -7,7 +7,7 @@ Everything that happens in an episode is decided by the task; the shells transla
 replies, draw facts and keep the rules of Gymnasium's API.
 """
 
-from typing import Any, Self
+from typing import Any
 
 import gymnasium
 from gymnasium.utils import RecordConstructorArgs
@@ -15,19 +15,17 @@ from gymnasium.utils import RecordConstructorArgs
 from itl_env.episode import StopReason
 from itl_env.errors import ConfigError
 from itl_env.gym_shared import (
-    METADATA,
     begin,
     build_task,
     check_render_mode,
-    dialogue_text,
     draw_facts,
     info_of,
     live_state,
     pinned_fact,
     read_action,
     spaces_of,
-    warn_no_render,
 )
+from itl_env.gym_single import SingleEnv
 from itl_env.gym_vector import FactRecallVectorEnv
 from itl_env.recall import RecallTask, State
 from itl_env.task import Reply
@@ -36,7 +34,7 @@ from itl_env.unicode_text import UnicodeText
 __all__ = ["FactRecallEnv", "FactRecallVectorEnv", "TextActions", "UnicodeText"]
 
 
-class FactRecallEnv(gymnasium.Env[str, Any]):
+class FactRecallEnv(SingleEnv):
     """Asked one fact, an agent may query a database and must answer.
 
     ## Action space
@@ -109,29 +107,17 @@ class FactRecallEnv(gymnasium.Env[str, Any]):
     * v0: first version.
     """
 
-    metadata = METADATA
-
     observation_space: UnicodeText
     task: RecallTask
     reply: Reply[State] | None
-    """The last reply, with the episode's state; None before the first reset."""
 
     def __init__(self, database: str, *, render_mode: str | None = None, **arguments: Any) -> None:
         check_render_mode(render_mode)
         self._wrap(build_task(database, **arguments), render_mode, owned=True)
 
-    @classmethod
-    def from_task(cls, task: RecallTask, render_mode: str | None = None) -> Self:
-        """The environment of a task that exists already, which `close` leaves open."""
-        check_render_mode(render_mode)
-        self = cls.__new__(cls)
-        self._wrap(task, render_mode, owned=False)
-        return self
-
     def _wrap(self, task: RecallTask, render_mode: str | None, owned: bool) -> None:
-        self.task, self.render_mode, self._owned = task, render_mode, owned
+        super()._wrap(task, render_mode, owned)
         self.observation_space, self.action_space = spaces_of(task)
-        self.reply = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -159,18 +145,6 @@ class FactRecallEnv(gymnasium.Env[str, Any]):
             stop is StopReason.OUT_OF_TURNS,
             info_of(self.task, self.reply),
         )
-
-    def render(self) -> str | None:
-        """The dialogue so far, one line a message, where `render_mode` is "ansi"."""
-        if self.render_mode is None:
-            warn_no_render()
-            return None
-        return dialogue_text(self.reply)
-
-    def close(self) -> None:
-        """Close the connections to the database, unless the task was given."""
-        if self._owned:
-            self.task.close()
 
 
 class TextActions(gymnasium.ActionWrapper[str, str, Any], RecordConstructorArgs):

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import sqlalchemy as sa
 from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
@@ -68,15 +69,7 @@ def build_task(
     phrasings: dict[str, dict[str, str]] | None = None,
 ) -> RecallTask:
     """The task of JSON arguments; raises ConfigError and DatabaseError."""
-    if not isinstance(database, str):
-        raise ConfigError(f"database must be a URL or a path as text, not {type(database)}.")
-    url = parse_url(database)
-    if holds_password(url):
-        # The spec of an environment holds its arguments, and specs are printed and saved.
-        raise ConfigError(
-            "The database URL of an environment may not hold a password: leave it out and give it "
-            "in PGPASSWORD or ~/.pgpass."
-        )
+    url = url_without_password(database)
     if keys is not None and (not isinstance(keys, list | tuple) or len(keys) != 2):
         raise ConfigError(f"keys must be [start, stop], not {keys!r}.")
     # Without the column of aliases among them, the task would not find it.
@@ -99,6 +92,22 @@ def build_task(
     except BaseException:
         facts.close()
         raise
+
+
+def url_without_password(database: str) -> sa.URL:
+    """The address of a database; raises ConfigError if it holds a password.
+
+    The spec of an environment holds its arguments, and specs are printed and saved.
+    """
+    if not isinstance(database, str):
+        raise ConfigError(f"database must be a URL or a path as text, not {type(database)}.")
+    url = parse_url(database)
+    if holds_password(url):
+        raise ConfigError(
+            "The database URL of an environment may not hold a password: leave it out and give it "
+            "in PGPASSWORD or ~/.pgpass."
+        )
+    return url
 
 
 def check_render_mode(render_mode: str | None) -> None:

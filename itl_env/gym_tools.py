@@ -4,11 +4,10 @@ gymnasium.make("itl_env:ITL/ToolCall-v0", categories=["calculator", "no_tool"], 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import gymnasium
 
-from itl_env.connection import holds_password, parse_url
 from itl_env.database import FactDatabase
 from itl_env.dialogue import ERROR_PREFIX
 from itl_env.episode import StopReason
@@ -16,13 +15,12 @@ from itl_env.errors import ConfigError
 from itl_env.executor import Executor, MontyExecutor
 from itl_env.generated import ages, generate
 from itl_env.gym_shared import (
-    METADATA,
     ROOM_FOR_ERRORS,
     check_render_mode,
-    dialogue_text,
     live_state,
-    warn_no_render,
+    url_without_password,
 )
+from itl_env.gym_single import SingleEnv
 from itl_env.samples import Category, Sample, load_samples
 from itl_env.task import Reply
 from itl_env.tool_call import INSTRUCTION, ToolCallTask, ToolState
@@ -61,13 +59,7 @@ def build_tool_task(
     tools: list[Tool] = [Calculator(), Python(make_executor(executor))]
     facts = None
     if database is not None:
-        url = parse_url(database)
-        if holds_password(url):
-            raise ConfigError(
-                "The database URL of an environment may not hold a password: leave it out and "
-                "give it in PGPASSWORD or ~/.pgpass."
-            )
-        facts = FactDatabase(url)
+        facts = FactDatabase(url_without_password(database))
         tools.append(Find(facts))
     if data is not None:
         samples = load_samples(data)
@@ -105,7 +97,7 @@ def _generated(
     return [*generate(n - n_mixed, seed, categories=others, level=level), *mixed]
 
 
-class ToolCallEnv(gymnasium.Env[str, str]):
+class ToolCallEnv(SingleEnv):
     """Given a prompt, an agent writes JSON: a call of a tool, or the final answer.
 
     ## Action space
@@ -166,32 +158,20 @@ class ToolCallEnv(gymnasium.Env[str, str]):
     * v0: first version.
     """
 
-    metadata = METADATA
-
     task: ToolCallTask
     reply: Reply[ToolState] | None
-    """The last reply, with the episode's state; None before the first reset."""
 
     def __init__(self, *, render_mode: str | None = None, **arguments: Any) -> None:
         check_render_mode(render_mode)
         self._wrap(build_tool_task(**arguments), render_mode, owned=True)
 
-    @classmethod
-    def from_task(cls, task: ToolCallTask, render_mode: str | None = None) -> Self:
-        """The environment of a task that exists already, which `close` leaves open."""
-        check_render_mode(render_mode)
-        self = cls.__new__(cls)
-        self._wrap(task, render_mode, owned=False)
-        return self
-
     def _wrap(self, task: ToolCallTask, render_mode: str | None, owned: bool) -> None:
-        self.task, self.render_mode, self._owned = task, render_mode, owned
+        super()._wrap(task, render_mode, owned)
         longest = max(len(task.question(sample)) for sample in task.samples)
         room = len(ERROR_PREFIX) + max(task.max_length, ROOM_FOR_ERRORS)
         self.observation_space: UnicodeText = UnicodeText(max(longest, room))
         self.action_space: UnicodeText = UnicodeText(task.max_length)
         self._by_id = {sample.id: sample for sample in task.samples}
-        self.reply = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -247,18 +227,6 @@ class ToolCallEnv(gymnasium.Env[str, str]):
                 part.name: reply.rewards.get(part.name, 0.0) for part in self.task.rubric.components
             },
         }
-
-    def render(self) -> str | None:
-        """The dialogue so far, one line a message, where `render_mode` is "ansi"."""
-        if self.render_mode is None:
-            warn_no_render()
-            return None
-        return dialogue_text(self.reply)
-
-    def close(self) -> None:
-        """Let go of the tools, unless the task was given."""
-        if self._owned:
-            self.task.close()
 
 
 gymnasium.register(

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from itl_env.errors import ConfigError
 from itl_env.facts import Fact
 from itl_env.files import whole_file
+from itl_env.json_rows import read_json_rows
 from itl_env.text import texts_in, unstorable
 
 Category = Literal["calculator", "python_exec", "no_tool", "multi_turn", "mixed"]
@@ -140,7 +141,7 @@ def read_samples(path: str | Path) -> Iterator[Sample]:
     for two samples of one id.
     """
     seen: set[str] = set()
-    for where, row in _rows(Path(path)):
+    for where, row in read_json_rows(path):
         try:
             sample = Sample.from_dict(row)
             if sample.id in seen:
@@ -149,6 +150,8 @@ def read_samples(path: str | Path) -> Iterator[Sample]:
             raise ConfigError(f"{where}: {error}") from None
         seen.add(sample.id)
         yield sample
+    if not seen:
+        raise ConfigError(f"{path} holds no samples.")
 
 
 def write_samples(samples: Iterable[Sample], path: str | Path) -> int:
@@ -159,36 +162,6 @@ def write_samples(samples: Iterable[Sample], path: str | Path) -> int:
             file.write(json.dumps(sample.to_dict(), ensure_ascii=False) + "\n")
             n += 1
     return n
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """The values of a file, each with where it is."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"Cannot read samples from {path}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 at byte {error.start}.") from None
-    if not text.strip():
-        raise ConfigError(f"{path} holds no samples.")
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{path} is not JSON: {error}.") from None
-        except RecursionError:
-            raise ConfigError(f"{path} is nested too deeply.") from None
-        yield from ((f"{path}, item {place}", row) for place, row in enumerate(rows, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{path}, line {number}: it is not JSON: {error}.") from None
-            except RecursionError:
-                raise ConfigError(f"{path}, line {number}: it is nested too deeply.") from None
-            yield f"{path}, line {number}", row
 
 
 def _steps(row: Mapping[str, Any], listed: Any) -> tuple[Step, ...]:

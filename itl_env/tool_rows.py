@@ -1,8 +1,5 @@
 """Raw rows of tool calling, of files and of the hub, each with where it is."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ import numpy as np
 
 from itl_env import streams
 from itl_env.errors import ConfigError, ITLError
+from itl_env.json_rows import read_json_rows
 
 HubSource = Literal["gsm8k", "python", "instructions"]
 
@@ -63,29 +61,9 @@ def read_rows(file: str | Path) -> Rows:
     Raises ConfigError if it cannot be read, with the line that is not JSON.
     """
     path = Path(file)
-    try:
-        if path.suffix == ".parquet":
-            return Rows(str(path), _parquet(path))
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"Cannot read rows from {path}: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"Cannot read rows from {path}: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 at byte {error.start}.") from None
-    where = str(path)
-    try:
-        if text.lstrip().startswith("["):
-            return Rows(str(path), json.loads(text))
-        values = []
-        for number, line in enumerate(text.split("\n"), start=1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                values.append(json.loads(line))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: it is not JSON: {error}.") from None
-    return Rows(str(path), values)
+    if path.suffix == ".parquet":
+        return Rows(str(path), _parquet(path))
+    return Rows(str(path), [row for _, row in read_json_rows(path)])
 
 
 def _parquet(path: Path) -> Sequence[Any]:

@@ -16,11 +16,11 @@ from itl_agents.evaluate import facts_to_ask, recall_row
 from itl_agents.nanollama import ByteTokenizer, NanoTokenizer, open_tokenizer
 from itl_env.connection import lasting_url
 from itl_env.database import FactDatabase
-from itl_env.errors import ConfigError
 from itl_env.recall import Mode, RecallTask
 from itl_train.batches import BatchPlan
 from itl_train.memory_config import MemoryConfig
 from itl_train.nano_run import NanoRun, OnMetrics
+from itl_train.people import seen_and_unseen
 from itl_train.sources import exposures, open_plan, used_bytes
 from itl_train.team import check_device
 from itl_train.watch_config import UNWATCHED, WatchConfig
@@ -46,16 +46,9 @@ class Tasks:
     def open(cls, config: MemoryConfig) -> "Tasks":
         """Open the database; raises ConfigError if it holds too few people."""
         database = FactDatabase(config.database, table=config.table, key=config.key)
-        last = config.n_people + config.n_unseen
-        if len(database) < last:
-            raise ConfigError(
-                f"{database.place} holds {len(database):,} people, fewer than {last:,}: "
-                f"{config.n_people:,} to train on (n_people) and {config.n_unseen:,} unseen ones "
-                "(n_unseen); lower one of them."
-            )
-        seen = config.task(database, slice(0, config.n_people))
-        unseen = config.task(database, slice(config.n_people, last)) if config.n_unseen else None
-        return cls(seen, unseen, config)
+        seen, unseen = seen_and_unseen(database, config.n_people, config.n_unseen)
+        others = config.task(database, unseen) if config.n_unseen else None
+        return cls(config.task(database, seen), others, config)
 
     def tokenizer(self) -> NanoTokenizer:
         """The one that the settings name; see `open_tokenizer` for what is raised."""

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 from itl_agents.agent import Agent
 from itl_agents.evaluate import facts_to_ask, recall_row
 from itl_env.database import FactDatabase
-from itl_env.errors import ConfigError
 from itl_env.recall import RecallTask
+from itl_train.people import seen_and_unseen
 from itl_train.rl_config import RecallRLSettings, ToolRLSettings
 from itl_train.tool_questions import ToolQuestions
 
@@ -74,14 +74,10 @@ class RecallSubject:
     def open(cls, settings: RecallRLSettings) -> "RecallSubject":
         """Open the database; raises ConfigError if it holds too few people."""
         database = FactDatabase(settings.database, table=settings.table, key=settings.key)
-        last = settings.n_people + settings.n_unseen
-        if len(database) < last:
-            raise ConfigError(
-                f"{database.place} holds {len(database):,} people, fewer than {last:,} (n_people "
-                "and n_unseen); lower one of them."
-            )
-        seen = RecallTask(database, keys=slice(0, settings.n_people))
-        unseen = RecallTask(database, keys=slice(settings.n_people, last))
+        seen, unseen = (
+            RecallTask(database, keys=keys)
+            for keys in seen_and_unseen(database, settings.n_people, settings.n_unseen)
+        )
         return cls(seen, unseen, list(seen.facts()))
 
     def ask(self, agent: Agent, n: int) -> dict[str, Any]:

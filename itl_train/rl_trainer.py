@@ -18,7 +18,6 @@ from trl import GRPOTrainer
 from itl_agents.chat_template import ChatTokenizer
 from itl_agents.continuation import Sampling, continue_prompts
 from itl_agents.render import render_prompt
-from itl_agents.sampling import Gumbel
 from itl_env.actions import Answer, Final
 from itl_env.dialogue import Message
 from itl_env.episode import Completion
@@ -87,7 +86,6 @@ class EpisodeTrainer(GRPOTrainer):
         """What the model writes after each prompt."""
         model = self.accelerator.unwrap_model(self.model)
         seeds = torch.randint(2**62, (len(prompt_ids),)).tolist()
-        size = int(model.get_output_embeddings().weight.shape[0])
         was_training = model.training
         model.eval()
         try:
@@ -96,7 +94,7 @@ class EpisodeTrainer(GRPOTrainer):
                 prompt_ids,
                 stop_ids=self.eos_token_ids,
                 max_new_tokens=self.args.max_completion_length or 1,
-                sampling=Sampling(Gumbel(seeds, size), self.temperature),
+                sampling=Sampling.of(model, seeds, self.temperature),
             )
         finally:
             model.train(was_training)
