@@ -135,10 +135,22 @@ def test_what_the_base_is_not_asked_cannot_be_compared(trained: Path, items: Pat
     [
         ("none.jsonl", None, "No such file"),
         ("text.jsonl", b"Hello.\n", "holds no items of HellaSwag: each line"),
-        ("others.jsonl.gz", gzip.compress(b'{"query": "?"}\n'), "holds no items of HellaSwag"),
+        (
+            "others.jsonl.gz",
+            gzip.compress(b'{"query": "?"}\n', mtime=0),
+            "holds no items of HellaSwag",
+        ),
         ("bad.jsonl.gz", b"\x1f\x8b no such thing", "holds no items of HellaSwag"),
-        ("torn.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 9, "holds no items of HellaSwag"),
-        ("cut.jsonl.gz", gzip.compress(b'{"query": "?"}\n')[:12], "holds no items of HellaSwag"),
+        (
+            "torn.jsonl.gz",
+            gzip.compress(b"{}", mtime=0)[:10] + b"\xff" * 9,
+            "holds no items of HellaSwag",
+        ),
+        (
+            "cut.jsonl.gz",
+            gzip.compress(b'{"query": "?"}\n', mtime=0)[:12],
+            "holds no items of HellaSwag",
+        ),
     ],
 )
 def test_a_file_without_items_is_refused_before_anything_is_measured(
