@@ -139,7 +139,7 @@ def parse_json_turn(text: str, max_length: int) -> JsonAction:
     if start < 0:
         return ParseError("no_json", f"there is no JSON object; {_FORMS}")
     try:
-        given = json.loads(text[start:end], object_pairs_hook=_once, parse_constant=_no_constant)
+        given = _TURNS.decode(text[start:end])
     except (ValueError, RecursionError) as failure:
         why = failure.msg if isinstance(failure, json.JSONDecodeError) else str(failure)
         return ParseError("invalid_json", f"the JSON is not valid: {why}")
@@ -186,3 +186,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+_TURNS = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)

@@ -67,7 +67,7 @@ def calculate(expression: str) -> Number:
     Numbers are decimal; the operators are + - * / // % ** and the signs; the functions abs, round,
     min and max. Raises CalculatorError, and nothing else, within a few milliseconds.
     """
-    return _evaluate(expression)[1]
+    return _value(expression, _tree(expression))
 
 
 def is_constant(expression: str) -> bool:
@@ -78,13 +78,16 @@ def is_constant(expression: str) -> bool:
     expression that has no value.
     """
     try:
-        tree, _ = _evaluate(expression)
+        tree = _tree(expression)
+        if any(
+            isinstance(node, ast.BinOp) or (isinstance(node, ast.Call) and len(node.args) > 1)
+            for node in ast.walk(tree)
+        ):
+            return False
+        _value(expression, tree)
     except CalculatorError:
         return False
-    return not any(
-        isinstance(node, ast.BinOp) or (isinstance(node, ast.Call) and len(node.args) > 1)
-        for node in ast.walk(tree)
-    )
+    return True
 
 
 def number_text(value: Number) -> str:
@@ -109,8 +112,8 @@ def same_number(a: Number, b: Number, tolerance: float = 1e-6) -> bool:
         return False
 
 
-def _evaluate(expression: str) -> tuple[ast.expr, Number]:
-    """The tree of an expression and its value."""
+def _tree(expression: str) -> ast.expr:
+    """The tree of an expression, whose parts are not checked yet."""
     if len(expression) > MAX_LENGTH:
         raise CalculatorError("too_long", f"the expression has over {MAX_LENGTH} characters")
     if problem := unstorable(expression):
@@ -121,11 +124,18 @@ def _evaluate(expression: str) -> tuple[ast.expr, Number]:
     if not _TOKENS.fullmatch(text):
         _forbid()
     try:
-        tree = ast.parse(text, mode="eval").body
-        value = _EVALUATOR.eval(text, previously_parsed=tree)
+        return ast.parse(text, mode="eval").body
     except SyntaxError as error:
         message = f"the expression cannot be read: {error.msg}"
         raise CalculatorError("malformed", message) from None
+    except (RecursionError, MemoryError):
+        _too_deep()
+
+
+def _value(expression: str, tree: ast.expr) -> Number:
+    """The value of the tree of an expression."""
+    try:
+        value: Number = _EVALUATOR.eval(expression.strip(), previously_parsed=tree)
     except InvalidExpression:
         _forbid()
     except ZeroDivisionError:
@@ -133,8 +143,12 @@ def _evaluate(expression: str) -> tuple[ast.expr, Number]:
     except OverflowError:
         raise CalculatorError("too_large", "a number in the expression is too large") from None
     except (RecursionError, MemoryError):
-        raise CalculatorError("too_long", "the expression is nested too deep") from None
-    return tree, value
+        _too_deep()
+    return value
+
+
+def _too_deep() -> NoReturn:
+    raise CalculatorError("too_long", "the expression is nested too deep") from None
 
 
 def _forbid() -> NoReturn:

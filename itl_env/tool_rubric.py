@@ -52,7 +52,7 @@ def is_right_outcome(transcript: ToolTranscript) -> float:
     if not sample.tool_needed:
         return float(said)
     computed = any(
-        turn.result is not None and not is_spelled(turn.call) and came(turn.result, sample)
+        turn.result is not None and came(turn.result, sample) and not is_spelled(turn.call)
         for turn in transcript.turns
     )
     return float(computed and (said or transcript.max_turns == 1))
