@@ -24,6 +24,8 @@ from benchmarks.large_scale_report import paired_drift
 from benchmarks.statistics import Z, interval
 from benchmarks.studies import RESULTS
 
+from ..itl_env.hostile_tools import CALCULATOR, CPYTHON, MONTY
+
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
 
 
@@ -199,3 +201,43 @@ def test_the_tool_calling_of_the_readme_is_what_was_measured() -> None:
         f"tools take {max(cost['tools'] for cost in results['costs']):.1%} of a step at most",
     ]
     assert [claim for claim in expected if claim not in readme] == []
+
+
+def test_the_readme_says_how_fast_tools_are() -> None:
+    found = figures("throughput-tools/throughput-tools.json")
+    readme = " ".join(README.split())
+
+    def row(what: str, against: str) -> dict[str, Any]:
+        (only,) = [
+            row
+            for row in found["comparisons"]
+            if row["what"] == what and row["against"].startswith(against)
+        ]
+        return only
+
+    calculator = row("calculate", "simpleeval.simple_eval")
+    python = row("MontyExecutor.run", "subprocess.run")
+    samples, programs = (
+        next(row["value"] for row in found["absolutes"] if row["what"].startswith(what))
+        for what in ("generate 100,000 tasks", "generate 100,000 Python tasks")
+    )
+    assert (
+        f"evaluates {round(calculator['per_s'], -3):,.0f} expressions a second, "
+        f"{two_digits(calculator['ratio'])} times as many as `simple_eval`, Python's interpreter "
+        f"runs {round(python['per_s'], -2):,.0f} programs, {python['ratio']:.0f} times as many "
+        "as a process for each, and 100,000 samples are generated, their calls executed, in "
+        f"{samples:.0f} s on one core, of Python in {programs:.0f} s"
+    ) in readme
+
+
+def test_the_readme_says_how_much_of_gsm8k_is_kept() -> None:
+    report = (RESULTS / "gsm8k/report.md").read_text(encoding="utf-8")
+    (counts,) = re.findall(r"^\| gsm8k \| ([\d,]+) \| \1 \| ([\d,]+) \| ([\d,]+) \|$", report, re.M)
+    rows, kept, refused = (int(count.replace(",", "")) for count in counts)
+    assert kept + refused == rows
+    assert f"of GSM8K's training problems, {kept / rows:.0%} have marks" in " ".join(README.split())
+
+
+def test_the_readme_says_how_many_hostile_inputs_there_are() -> None:
+    n = len(CALCULATOR) + len(MONTY) + len(CPYTHON)
+    assert f"Some {round(n, -2)} hostile inputs" in " ".join(README.split())
