@@ -5,9 +5,10 @@ import json
 import pandas as pd
 import pytest
 
-from benchmarks.tool_calling import SIZES, ToolCallingConfig, tool_calling
+from benchmarks.tool_calling import SIZES, ToolCallingConfig, _check_disjoint, tool_calling
 from itl_agents.tool_metrics import METRICS
 from itl_env import read_samples
+from itl_env.generated import generate
 from itl_env.tool_split import call_key
 
 from .command_line import sentence
@@ -58,6 +59,13 @@ def test_no_call_that_is_asked_has_been_trained_on(study):
     hard = {sample.id for sample in read_samples(out / "hard/train.jsonl")}
     shown = {sample.id for sample in read_samples(out / "tasks/train.jsonl")} & hard
     assert len(shown) == SIZES["smoke"].n_hard_shown
+
+
+def test_parts_that_share_a_call_are_no_parts():
+    one, other = generate(2, 0, categories=("calculator",))
+    _check_disjoint({"train": [one], "validation": [other]})
+    with pytest.raises(AssertionError, match="a call that is asked is trained on"):
+        _check_disjoint({"train": [one, other], "validation": [other._replace(id="again")]})
 
 
 def test_a_study_goes_on_and_other_settings_need_another_folder(study, run):

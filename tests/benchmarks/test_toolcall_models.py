@@ -19,9 +19,11 @@ from itl_agents import Conversation
 from itl_agents.tool_metrics import METRICS
 from itl_env.actions import call_turn, final_turn
 from itl_env.episode import Completion, read_episodes
+from itl_env.generated import generate
 from itl_env.samples import Sample, Step, load_samples, write_samples
 from itl_env.tool_call import INSTRUCTION, ToolCallTask
 
+from ..itl_train.rl_models import qwen_folder
 from ..itl_train.test_sft import tiny_llama
 from ..itl_train.test_tool_sft import calculation, question
 from .command_line import TINY, sentence
@@ -202,6 +204,26 @@ def test_a_pretrained_model_is_fine_tuned_and_asked_as_it_was_trained(
     status, said, _ = run("toolcall", "eval", checkpoint, "--n", 2)
     assert status == 0
     assert "step-0000001, 2 validation samples" in said
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_run_of_native_calls_is_asked_as_its_template_calls(run, tmp_path: Path) -> None:
+    samples = list(generate(12, 3, categories=("multi_turn",)))
+    write_samples(samples[:8], tmp_path / "train.jsonl")
+    write_samples(samples[8:], tmp_path / "validation.jsonl")
+    status, _, err = run(
+        "toolcall", "rl", "--model", qwen_folder(tmp_path / "qwen"), "--data", tmp_path,
+        *("--calls", "native", "--max-turns", "4", "--max-new-tokens", "8", "--n-steps", "1"),
+        *("--n-generations", "2", "--batch-size", "4", "--steps-per-generation", "1"),
+        *("--n-evaluate", "2", "--out", tmp_path / "run"),
+    )  # fmt: skip
+    assert status == 0, err
+    assert run("toolcall", "eval", tmp_path / "run", "--every")[0] == 0
+    found = pd.read_csv(tmp_path / "run" / "evaluations" / "toolcall.csv")
+    assert list(found["model"].unique()) == ["base", "step-0000001"]
+    # What an untrained model says is an answer, not a turn that fails to be JSON.
+    assert set(found["valid_json"]) == {1.0}
+    assert set(found["n"]) == {4}
 
 
 def test_a_model_of_no_run_is_told_the_forms(data: Path, tuned: Path, tmp_path: Path) -> None:

@@ -8,22 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from transformers.utils import get_json_schema
 
 from itl_agents import rollout
-from itl_agents.chat_template import TOOL, ChatTokenizer
+from itl_agents.chat_template import ChatTokenizer
 from itl_agents.nanollama import ByteTokenizer
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import IGNORED, render
-from itl_env import FactDatabase, RecallTask, ToolCallTask, write_samples
-from itl_env.actions import call_turn, final_turn
+from itl_env import ToolCallTask, write_samples
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.generated import generate
 from itl_env.rubric import RUBRICS, Component, Rubric
 from itl_env.tool_rubric import TOOL_RUBRICS
 from itl_env.tools import Calculator
-from itl_env.trl import environment_factory, replay, turns_of
+from itl_env.trl import environment_factory
 from itl_train.checkpoint import checkpoints
 from itl_train.rl import RLRun, train_rl
 from itl_train.rl_config import RecallRLSettings, ToolRLSettings
@@ -116,140 +114,6 @@ def test_trl_pays_for_a_single_turn_what_the_rubric_pays(nano, rubric):
     assert (len(seen.totals), seen.n_groups, seen.cut) == (4, 2, 0)
 
 
-def played_by_trl(shell, turns: list[tuple[str, str]]) -> list[dict]:
-    """The messages of a completion, in which TRL makes the calls of the shell.
-
-    turns: texts, each with its kind: a `query` is a call, whose reply is shown but for the last.
-    """
-    messages = []
-    for place, (text, kind) in enumerate(turns):
-        messages.append({"role": "assistant", "content": text, "kind": kind})
-        if kind == "answer":
-            break
-        function = {"name": "turn", "arguments": {"text": text}}
-        messages[-1]["tool_calls"] = [{"type": "function", "function": function}]
-        if place < len(turns) - 1:
-            messages.append({"role": "tool", "content": shell.turn(**function["arguments"])})
-    return messages
-
-
-class Marked:
-    """An agent that says whether its turns are calls, as a NanoLlama does."""
-
-    name = "marked"
-
-    def __init__(self, turns: list[tuple[str, str]]) -> None:
-        self.turns = turns
-
-    def respond(self, conversations):
-        return [Completion(*self.turns[len(talk.completions)][:1], kind=self.turns[
-            len(talk.completions)][1]) for talk in conversations]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "turns",
-    [
-        [("FIND birth_date FOR {name}", "query"), ("{value}", "answer")],
-        [("FIND birth_date FOR Nobody", "query"), ("I do not know.", "answer")],
-        [("FIND nothing", "query"), ("FIND birth_date FOR {name}", "query")],
-        [("Ann was born", "query"), ("{value}", "answer")],
-        [("FIND birth_date FOR {name}", "answer")],
-        [("{value}", "answer")],
-    ],
-)
-def test_an_episode_of_facts_is_the_same_behind_trl(world, turns):
-    task = RecallTask(FactDatabase(world))
-    fact = task.fact(0)
-    said = [(text.format(name=fact.name, value=fact.value), kind) for text, kind in turns]
-    (episode,) = rollout(Marked(said), task, [fact])
-    shell = environment_factory(task, [fact], "text")()
-    assert shell.reset(index=0, prompt="passed over") is None
-    messages = played_by_trl(shell, said)
-    (reply,) = replay(task, [fact], [turns_of(task, messages, "text")])
-    assert reply.state.messages == episode.messages
-    assert (reply.reward, reply.rewards) == (episode.reward, episode.rewards)
-
-
-def test_a_call_after_the_end_of_an_episode_is_refused(world):
-    task = RecallTask(FactDatabase(world))
-    shell = environment_factory(task, [task.fact(0)])()
-    shell.reset(index=0)
-    shell.find("birth_date", "Nobody")
-    shell.find("birth_date", "Nobody")
-    with pytest.raises(ValueError, match="the episode is over"):
-        shell.find("birth_date", "Nobody")
-
-
-def native(*turns: object) -> list[dict]:
-    """A completion of native calls, each (name, arguments), and of answers."""
-    messages = []
-    for turn in turns:
-        said = {"role": "assistant", "content": "" if isinstance(turn, tuple) else turn}
-        if isinstance(turn, tuple):
-            function = {"name": turn[0], "arguments": turn[1]}
-            said["tool_calls"] = [{"type": "function", "function": function}]
-        messages += [said, {"role": "tool", "content": "what TRL has shown"}]
-    return messages
-
-
-@pytest.mark.parametrize("rubric", ["outcome", "classic"])
-@pytest.mark.parametrize("calls", ["text", "native"])
-def test_trl_pays_for_several_turns_what_the_rubric_pays(calls, rubric):
-    (sample,) = generate(1, 1, categories=("multi_turn",))
-    task = ToolCallTask([sample], max_turns=4, rubric=rubric)
-    steps = [(step.tool, dict(step.args)) for step in sample.steps]
-    answer = sample.expected_answer
-    for turns in (
-        [*steps, answer],
-        [answer],
-        steps,  # never answered
-        steps[:1],  # cut after a call
-        [("abacus", {"x": "1"}), answer],
-        [("calculator", {"formula": "1"}), answer],
-        [("calculator", {"expression": "1 / 0"}), *steps, answer],
-        [("python", {"code": "print(1)"})] * 4,  # the last of which TRL does not run
-    ):
-        said = [call_turn(*turn) if isinstance(turn, tuple) else final_turn(turn) for turn in turns]
-        if calls == "native":
-            messages = native(*turns)
-        else:
-            messages = [{"role": "assistant", "content": text} for text in said]
-        (reply,) = replay(task, [sample], [turns_of(task, messages, calls)])
-        (state,) = task.start([sample])
-        for text in said:
-            (expected,) = task.advance([state], [task.parse(text)], [text])
-            state = expected.state
-        assert reply.state.turns == state.turns
-        assert reply.rewards == task.rubric(state).parts
-        weighted = sum(part.weight * reply.rewards[part.name] for part in task.rubric.components)
-        assert reply.reward == pytest.approx(weighted)
-
-
-def test_native_shells_have_the_tools_of_their_task_and_nothing_else(world):
-    def public(shell):
-        return sorted(name for name in dir(shell) if not name.startswith("_"))
-
-    recall = RecallTask(FactDatabase(world))
-    facts = environment_factory(recall, [recall.fact(0)])()
-    assert public(facts) == ["find", "reset"]
-    # What TRL tells of the tool is what models are trained under, but for what it returns.
-    told = get_json_schema(facts.find)["function"]
-    assert told.pop("return") == {"type": "string"}
-    assert told == TOOL["function"]
-    samples = list(generate(2, 1, categories=("multi_turn",)))
-    task = ToolCallTask(samples, max_turns=4)
-    shell = environment_factory(task, samples)()
-    assert public(shell) == ["calculator", "python", "reset"]
-    for name in task.tools:
-        given = get_json_schema(getattr(shell, name))["function"]
-        assert tuple(given["parameters"]["properties"]) == task.tools[name].parameters
-    shell.reset(index=1)
-    shown = [shell.calculator(step.args["expression"]) for step in samples[1].steps]
-    assert shown[-1] == samples[1].expected_answer
-    facts.reset(index=0)
-    assert facts.find("birth_date", recall.fact(0).name) == recall.fact(0).value
-
-
 def test_a_tool_that_fails_is_nobodys_mistake(monkeypatch):
     (sample,) = generate(1, 1, categories=("multi_turn",))
     task = ToolCallTask([sample], tools=[Calculator()], max_turns=4)
@@ -266,17 +130,11 @@ def test_a_tool_that_fails_is_nobodys_mistake(monkeypatch):
     rewards = Rewards(task, [sample], ByteTokenizer(), 1, "native")
     with pytest.raises(EnvironmentFailure, match="the disk is gone"):
         rewards.functions()[0](
-            completion_ids=[[1]], index=[0], environments=[shell], completions=[native("7")]
+            completion_ids=[[1]],
+            index=[0],
+            environments=[shell],
+            completions=[[{"role": "assistant", "content": "7"}]],
         )
-
-
-def test_tools_without_a_native_form_are_refused(world):
-    with pytest.raises(ConfigError, match="take the lookup dialect"):
-        environment_factory(RecallTask(FactDatabase(world), max_queries=0), [])
-    task = ToolCallTask(generate(1, 1, categories=("calculator",)))
-    task.tools["abacus"] = Calculator()
-    with pytest.raises(ConfigError, match="The tool 'abacus' has no native form"):
-        environment_factory(task, [])
 
 
 def test_a_run_of_single_turns_tells_parts_and_kl_and_ends_in_a_model(nano, data, tmp_path):
@@ -318,6 +176,30 @@ def test_all_of_a_group_begin_alike_and_prompts_are_asked_once_an_epoch(nano, da
     assert prompts[:16] != prompts[16:]
 
 
+def test_prompts_that_are_too_long_lose_their_left_part(nano, data, tmp_path, monkeypatch):
+    asked: list[list[int]] = []
+    own = EpisodeTrainer._write
+
+    def watched(self, prompt_ids):
+        asked.extend(prompt_ids)
+        return own(self, prompt_ids)
+
+    monkeypatch.setattr(EpisodeTrainer, "_write", watched)
+    settings = {"instruction": "Write JSON. ", "n_steps": 2}
+    for name, most in (("whole", 0), ("cut", 40)):
+        given = {"model": str(nano), "data": str(data), **SMALL, **settings, "max_tokens": most}
+        RLRun(ToolRLSettings(**given), tmp_path / name).train()
+    whole, cut = asked[: len(asked) // 2], asked[len(asked) // 2 :]
+    room = 40 - SMALL["max_new_tokens"]
+    assert len(whole) == len(cut) > 0
+    assert any(len(ids) > room for ids in whole)
+    for before, after in zip(whole, cut, strict=True):
+        assert len(after) == min(len(before), room)
+        assert after[0] == before[0]  # the mark of whose turn it is
+        n_said = len(after) - 1
+        assert after[1:] == before[-n_said:]
+
+
 def paid_for(monkeypatch, score) -> None:
     """Pay for the text of the first turn instead of what it comes to."""
     rubric = Rubric((Component("text", 1.0, lambda seen: score(seen.messages[1].content)),))
@@ -330,17 +212,21 @@ def of_letters(text: str) -> float:
     return sum("a" <= each <= "z" for each in text) / max(len(text), 1)
 
 
-@pytest.mark.parametrize("kind", ["single", "facts"])
-@pytest.mark.parametrize("stop_at", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "stop_at"),
+    [("single", 1), ("single", 2), ("facts", 1), ("facts", 2), ("native facts", 1)],
+)
 def test_an_interrupted_run_ends_with_the_same_weights(
-    nano, data, world, tmp_path, monkeypatch, kind, stop_at
+    nano, qwen, data, world, tmp_path, monkeypatch, kind, stop_at
 ):
     paid_for(monkeypatch, of_letters)
 
     def settings():
         if kind == "single":
             return tool_settings(nano, data, max_new_tokens=6)
-        return recall_settings(nano, world, max_new_tokens=6)
+        if kind == "facts":
+            return recall_settings(nano, world, max_new_tokens=6)
+        return recall_settings(qwen, world, calls="native", max_new_tokens=6)
 
     train_rl(settings(), tmp_path / "whole")
     run = RLRun(settings(), tmp_path / "cut")
@@ -359,7 +245,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     ]
     train_rl(settings(), tmp_path / "cut")
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    start = AutoModelForCausalLM.from_pretrained(nano).state_dict()
+    start = AutoModelForCausalLM.from_pretrained(qwen if "native" in kind else nano).state_dict()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert not all(torch.equal(whole[name], start[name]) for name in whole)
 
