@@ -57,7 +57,7 @@ class Sizes(NamedTuple):
 
 EVERY = tuple(2**i for i in range(1, 16))
 PRESETS = {
-    "smoke": Sizes((2, 3), (2,), (12, 24), 1, 600, 1),
+    "smoke": Sizes((2, 3), (2,), (12, 24), 1, 150, 1),
     "laptop": Sizes((32, 64, 128, 256), (32, 64, 128), (8, 12, 16, 20, 24, 32, 48), 3, 400, 1_000),
     "paper": Sizes(EVERY, EVERY, WIDTHS, 10, 400, 1_000),
 }

@@ -50,7 +50,7 @@ class Sizes(NamedTuple):
 
 
 PRESETS = {
-    "smoke": Sizes({2: Search({16: 40, 24: 60}, 600, 0.5)}, 1),
+    "smoke": Sizes({2: Search({16: 40, 24: 60}, 150, 0.5)}, 1),
     "laptop": Sizes(
         {
             1_024: Search(

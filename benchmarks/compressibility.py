@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 CORRELATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PRESETS = {
-    "smoke": Sizes((3,), 4, 4, (0.0, 1.0), (4, 12), 1, 1, 600),
+    "smoke": Sizes((3,), 4, 4, (0.0, 1.0), (4, 24), 1, 1, 75),
     "laptop": Sizes((128,), 32, 16, CORRELATIONS, (8, 12, 16, 20, 24, 32, 48), 3, 5, 400),
     "paper": Sizes((1_000, 8_192), 128, 64, CORRELATIONS, WIDTHS, 10, 10, 400),
 }

@@ -43,7 +43,7 @@ def hellaswag(
     Raises ConfigError for a file that is not there, and ITLError if lm-eval cannot ask, for want of
     a connection, say.
     """
-    from lm_eval import simple_evaluate
+    import lm_eval.tasks
     from lm_eval.models.huggingface import HFLM
 
     if limit is not None and limit < 1:
@@ -55,12 +55,15 @@ def hellaswag(
         task = _local(Path(file).absolute())
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        results = simple_evaluate(
+        # `simple_evaluate` would read the files of all its 14,000 tasks and list the packages that
+        # are installed, each time.
+        there = Path(lm_eval.tasks.__file__).parent / "hellaswag"
+        manager = lm_eval.tasks.TaskManager(include_path=there, include_defaults=False)
+        results = lm_eval.evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=[task],
+            manager.load([task]),
             limit=limit,
             bootstrap_iters=0,
-            log_samples=True,
         )
     except Exception as error:  # data sets and lm-eval raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

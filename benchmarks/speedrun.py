@@ -64,10 +64,10 @@ class Sizes(NamedTuple):
 PRESETS = {
     "smoke": Sizes(
         (
-            Goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40, 40),
-            Goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10, 40),
+            Goal("in-weight, 2 people", "in-weight", "fenced", 2, 0, 8, 400, 40, 20),
+            Goal("in-tool, unseen", "in-tool", "compact", 8, 4, 8, 20, 10, 10),
         ),
-        n_seeds=1, target=0.6, every=20, timed_steps=1, rounds=1,
+        n_seeds=1, target=0.6, every=10, timed_steps=1, rounds=1,
     ),
     "laptop": Sizes(
         (

@@ -75,9 +75,12 @@ class RecipeConfig(StudyConfig):
 
     def settings(self, **own: Any) -> dict[str, Any]:
         """The model's settings under the recipe; positions turn as in the published models."""
-        often = {"evaluate_every": 50} if self.preset == "smoke" else {}
-        model = {**SHAPE, **RECIPES[self.recipe], **SAME, "rope_theta": SHAPE["rope_theta"]}
-        return {**model, **often, "device": self.device, **own}
+        recipe = RECIPES[self.recipe]
+        small: dict[str, Any] = {}
+        if self.preset == "smoke":  # its few facts would be in a whole batch many times over
+            small = {"evaluate_every": 50, "batch_size": recipe["batch_size"] // 4}
+        model = {**SHAPE, **recipe, **SAME, "rope_theta": SHAPE["rope_theta"]}
+        return {**model, **small, "device": self.device, **own}
 
     @property
     def flags(self) -> str:

@@ -55,9 +55,9 @@ class Sizes:
 
 SIZES = {
     "smoke": Sizes(
-        rounds=2, n_people=1_000, n_batches=2, lanes=8, n_waves=4, n_expert=100, n_bulk=2_000,
-        bulk_rounds=1, many_lanes=12, model_steps=10, max_new_tokens=16, n_dialogue_people=100,
-        batch_size=8, train_steps=1, compiled=False,
+        rounds=2, n_people=1_000, n_batches=2, lanes=4, n_waves=4, n_expert=50, n_bulk=1_000,
+        bulk_rounds=1, many_lanes=6, model_steps=4, max_new_tokens=10, n_dialogue_people=50,
+        batch_size=4, train_steps=1, compiled=False,
     ),
     "laptop": Sizes(
         rounds=3, n_people=100_000, n_batches=50, lanes=256, n_waves=16, n_expert=50_000,

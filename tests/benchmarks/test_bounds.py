@@ -106,7 +106,7 @@ def test_bounds_find_a_size_and_a_finished_study_is_only_read(run, tmp_path: Pat
         ("in-weight", 2), ("in-weight", 3), ("in-tool", 2),
     ]  # fmt: skip
     knows = minima[0]
-    assert knows["recall"] >= 0.95, "600 exposures are enough to know the facts of two people"
+    assert knows["recall"] >= 0.95, "150 exposures are enough to know the facts of two people"
     enough = rows[(rows["mode"] == "in-weight") & (rows["parameters"] == knows["parameters"])]
     assert enough[enough["n_people"] == 2]["seen_recall"].mean() == knows["recall"]
 

@@ -28,7 +28,7 @@ def test_capacity_is_searched_with_a_small_vocabulary(run, tmp_path: Path) -> No
     assert status == 0
     assert (out / "report.md").read_text() in said
     (found,) = json.loads((out / "study.json").read_text())["minima"]
-    assert found["parameters"] is not None, "600 exposures are enough to know two people"
+    assert found["parameters"] is not None, "150 exposures are enough to know two people"
     width = found["d_model"]
     # One table of fewer than 260 tokens, and the gain of its norm, beside the blocks.
     assert found["parameters"] < 32 * width**2 + 265 * width

@@ -1,4 +1,4 @@
-"""`itl sweep`: a grid of runs, executed by real local jobs."""
+"""`itl sweep`: a grid of runs, executed by real local jobs, or here."""
 
 import json
 from io import StringIO
@@ -55,7 +55,8 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     assert counts == "1 done, 0 running, 0 waiting, 1 failed"
 
     # Another grid, of which one run is there under another name.
-    grid = ("sweep", "memory", "seed=0:2", "lr=1e-3", "--base", file, "--out", out)
+    here = ("--launcher", "here", "--out", out)
+    grid = ("sweep", "memory", "seed=0:2", "lr=1e-3", "--base", file, *here)
     before = (out / "lr=0.001" / "row.json").stat().st_mtime_ns
     assert run(*grid)[0] == 0
     assert (out / "lr=0.001" / "row.json").stat().st_mtime_ns == before
@@ -67,7 +68,7 @@ def test_a_sweep_runs_its_grid_and_says_how_it_stands(run, world: str, tmp_path:
     )
 
     # A third, whose rows are put before those of the others.
-    status, said, _ = run("sweep", "memory", "seed=3", "--base", file, "--out", out)
+    status, said, _ = run("sweep", "memory", "seed=3", "--base", file, *here)
     assert status == 0
     assert said.splitlines()[0].split() == ["parameters", "step", "recall_seen"]
     assert pd.read_csv(out / "runs.csv")["seed"].tolist() == [3, 0, 1]
@@ -94,7 +95,10 @@ def test_a_value_written_twice_is_refused(run, world: str, tmp_path: Path) -> No
 
 def one_step(world: str) -> tuple[str, ...]:
     """A sweep of one run that is soon over."""
-    return (f"database={world}", "n_people=4", "n_unseen=0", "mode=in-weight", "n_steps=1")
+    return (
+        *("--launcher", "here", f"database={world}", "n_people=4", "n_unseen=0"),
+        *("mode=in-weight", "d_model=8", "n_steps=1"),
+    )
 
 
 def test_folders_of_many_runs_keep_to_their_command(run, world: str, tmp_path: Path) -> None:

@@ -200,7 +200,8 @@ def test_an_interrupted_study_goes_on_under_another_recipe(
     assert done.stat().st_mtime_ns == before
     report = (out / "report.md").read_text()
     assert "--recipe published --match steps" in report
-    assert "batch_size 128" in report
+    assert "weight_decay 0.1" in report
+    assert "batch_size 32" in report
     assert "n_steps 100000" not in report, "the study's own number of steps was taken"
 
 

@@ -59,7 +59,7 @@ def test_every_part_is_measured(measured):
         "operations/s": 6,
     }
     assert len(results["absolutes"]) == 7
-    assert results["absolutes"][3]["what"].startswith("seconds for 400 expert episodes")
+    assert results["absolutes"][3]["what"].startswith("seconds for 200 expert episodes")
     for row in results["comparisons"]:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["per_s_low"] <= row["per_s"] <= row["per_s_high"]

@@ -100,7 +100,7 @@ def test_it_plays_to_the_end(server: Server, model: Path, world: str) -> None:
 
 
 def test_a_server_that_dies_takes_no_episode_along(
-    model: Path, world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, model: Path, world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short_lived = Server(model)
     out = tmp_path / "episodes.jsonl"
@@ -134,15 +134,11 @@ def test_a_server_that_dies_takes_no_episode_along(
     assert f"Cannot read {flags}" in capsys.readouterr().err
     flags.write_text(told)
 
-    again = Server(model)
-    try:
-        command[command.index(short_lived.url)] = again.url
-        for flag, told in (("--seed=1", "seed 0, not 1"), ("--mode=in-tool", "mode 'in-weight'")):
-            assert main([*command, flag]) == 2
-            assert f"was begun with {told}" in capsys.readouterr().err
-        assert main(command) == 0
-    finally:
-        again.stop()
+    command[command.index(short_lived.url)] = server.url
+    for flag, told in (("--seed=1", "seed 0, not 1"), ("--mode=in-tool", "mode 'in-weight'")):
+        assert main([*command, flag]) == 2
+        assert f"was begun with {told}" in capsys.readouterr().err
+    assert main(command) == 0
     assert "going on after 4 episodes" in capsys.readouterr().out
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["index"] for row in rows] == list(range(6))

@@ -72,7 +72,7 @@ def test_cells_run_once_and_a_failed_one_again_on_request(tmp_path: Path) -> Non
     assert sweep(cells, train_cell, tmp_path, launcher) == rows, "nothing is run again"
     assert (tmp_path / "one" / "row.json").stat().st_mtime_ns == before
     mended = [cells[0], cell("bad"), cells[2]]
-    rows = sweep(mended, train_cell, tmp_path, launcher, retry=True)
+    rows = sweep(mended, train_cell, tmp_path, Launcher("here"), retry=True)
     assert [row["cell"] for row in rows] == ["one", "bad", "two"]
 
 
@@ -123,7 +123,8 @@ def test_a_row_is_json(tmp_path: Path) -> None:
 def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) -> None:
     """And one that is killed leaves a job, for which the next sweep waits."""
     axes = [f"database={world}", "n_people=20", "n_unseen=0", "mode=in-weight", "d_model=8"]
-    axes += ["n_heads=2", "n_layers=1", "batch_size=4", "n_steps=1000", "n_evaluate=2"]
+    axes += ["n_heads=2", "n_layers=1", "batch_size=4", "n_evaluate=2", "log_every=10"]
+    axes += ["n_steps=400"]
     for number, name in ((signal.SIGTERM, "ended"), (signal.SIGKILL, "killed")):
         out = tmp_path / name
         command = [sys.executable, "-m", "benchmarks.cli", "sweep", "memory", *axes, "--out", out]
@@ -147,10 +148,12 @@ def test_a_sweep_that_is_ended_takes_its_jobs_along(tmp_path: Path, world: str) 
                 time.sleep(0.1)
             assert not at_work(out / "run")
             assert state(out / "run") == "waiting"
-        assert main(["sweep", "memory", *axes, "--out", str(out)]) == 0
+        else:
+            assert at_work(out / "run")
+        assert main(["sweep", "memory", *axes, "--launcher", "here", "--out", str(out)]) == 0
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
         assert steps == sorted(steps), "nobody else has written there"
-        assert steps[-1] == 1000
+        assert steps[-1] == 400
 
 
 def do_nothing(settings: Mapping[str, Any], folder: Path) -> Row:
@@ -165,15 +168,15 @@ def test_a_job_that_is_refused_for_now_is_submitted_again(
 
     class OneAtATime(Processes):
         def submit(self, work: Job, folder: Path) -> submitit.Job:
-            at_work = len(submitted) - sum((tmp_path / n / "row.json").exists() for n in "abc")
+            at_work = len(submitted) - sum((tmp_path / n / "row.json").exists() for n in "ab")
             if at_work:
                 raise ITLError("Slurm refuses the job: there are too many.")
             submitted.append(True)
             return super().submit(work, folder)
 
     monkeypatch.setattr(sweeps, "Processes", OneAtATime)
-    rows = sweep([cell("a"), cell("b"), cell("c")], do_nothing, tmp_path, Launcher(workers=3))
-    assert [row["cell"] for row in rows] == ["a", "b", "c"]
+    rows = sweep([cell("a"), cell("b")], do_nothing, tmp_path, Launcher(workers=2))
+    assert [row["cell"] for row in rows] == ["a", "b"]
 
     def refuse(*_: object) -> None:
         raise ITLError("Slurm refuses the job: there is no such partition.")

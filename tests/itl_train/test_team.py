@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.cli import main
 from itl_agents.nanollama import load_model
 from itl_train.checkpoint import checkpoints
 
@@ -26,26 +27,32 @@ ACCELERATE = (
 )  # fmt: skip
 
 
+def command(world: str, out: Path, settings: str = SETTINGS) -> list[str]:
+    return ["train", "memory", *settings.split(), "--database", world, "--out", str(out)]
+
+
 def train(
     world: str,
     out: Path,
-    n_processes: int = 1,
+    n_processes: int,
     by: Sequence[str] = TORCHRUN,
     settings: str = SETTINGS,
 ) -> subprocess.CompletedProcess[str]:
-    launch = [sys.executable]
-    if n_processes > 1:
-        launch += [*by, str(n_processes)]
-    command = ["-m", "benchmarks.cli", "train", "memory", *settings.split()]
-    command += ["--database", world, "--out", str(out)]
-    return subprocess.run([*launch, *command], capture_output=True, text=True, timeout=120)
+    launch = [sys.executable, *by, str(n_processes), "-m", "benchmarks.cli"]
+    return subprocess.run(
+        [*launch, *command(world, out, settings)], capture_output=True, text=True, timeout=120
+    )
 
 
-def test_two_processes_take_the_steps_of_one(world: str, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(
+    world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    for done in (train(world, one), train(world, two, 2, ACCELERATE)):
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("the run is in") == 1, "only one process speaks"
+    assert main(command(world, one)) == 0
+    done = train(world, two, 2, ACCELERATE)
+    assert done.returncode == 0, done.stderr
+    for said in (capsys.readouterr().out, done.stdout):
+        assert said.count("the run is in") == 1, "only one process speaks"
     rows = [
         [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for out in (one, two)
@@ -78,7 +85,7 @@ def test_processes_stop_together_once_the_facts_are_known(world: str, tmp_path: 
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(world: str, tmp_path: Path) -> None:
-    done = train(world, tmp_path, 3)
+    done = train(world, tmp_path, 2, settings=SETTINGS.replace("batch-size 8", "batch-size 7"))
     assert done.returncode != 0
-    assert "batch_size 8 does not divide by the 3 processes" in done.stderr
+    assert "batch_size 7 does not divide by the 2 processes" in done.stderr
     assert list(tmp_path.iterdir()) == []
