@@ -160,15 +160,15 @@ def run_eval(config: Eval) -> None:
     from benchmarks.rollouts import (
         counted,
         describe,
-        find_checkpoint,
         how_many,
         make_agent,
         questions,
         quoted,
-        run_settings,
     )
     from itl_agents.agent import rollout
     from itl_agents.evaluate import RecallCount
+    from itl_train.models import find_checkpoint
+    from itl_train.run_folder import run_settings
 
     if config.every:
         run_evaluation(config)

@@ -95,12 +95,13 @@ class TrainingProgress:
 
     def __call__(self, run: str, row: Mapping[str, Any]) -> None:
         """Show one row of the metrics of a run."""
-        if self._progress is None or run != self._run:
+        is_first = self._progress is None or run != self._run
+        if is_first or self._progress is None:
             self._close()
             self._run = run
             self._progress = Progress(run, self.n_steps[run]).__enter__()
         evaluated = "recall_seen" in row
-        self._progress.at(row["step"], describe(row), always=evaluated)
+        self._progress.at(row["step"], describe(row), always=evaluated or is_first)
         if evaluated and row["step"] == self.n_steps[run]:
             self._close()  # what follows on stdout must not be drawn into a bar
 

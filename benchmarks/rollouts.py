@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +13,12 @@ from itl_agents.hub import check_model
 from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
 from itl_agents.tool_scripted import DirectAgent, ToolExpert
 from itl_env.episode import Episode
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError
 from itl_env.facts import Fact
-from itl_env.files import read_json
 from itl_env.recall import RecallTask
 from itl_env.tool_call import ToolCallTask
+from itl_train.models import find_checkpoint, is_nanollama
+from itl_train.run_folder import run_settings
 
 Questions = Literal["one", "all"]
 
@@ -97,7 +97,10 @@ def make_agent(
         model, tokenizer, _ = load_pretrained(
             place, dtype=run.get("dtype", "float32"), device=device
         )
-        return NativeToolAgent(model, tokenizer, task, name=name, temperature=temperature, **limits)
+        return NativeToolAgent(
+            model, tokenizer, task, name=name, system=run.get("system", ""),
+            temperature=temperature, **limits,
+        )  # fmt: skip
     replies = task.max_queries > 0 if isinstance(task, RecallTask) else task.max_turns > 1
     agent = HFAgent.load(
         place,
@@ -125,44 +128,6 @@ def quiet_transformers() -> None:
     hub_logging.set_verbosity_error()
     # What its next version will rename, which is no concern of who runs a command.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
-
-
-def is_nanollama(checkpoint: Path) -> bool:
-    """Whether a model's folder is that of a NanoLlama, by the marks of its tokenizer."""
-    file = checkpoint / "tokenizer_config.json"
-    if not (checkpoint / "config.json").is_file() or not file.is_file():
-        return False
-    return bool(read_json(file).get("eos_token") == "<|eod|>")
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The folder itself if it is a checkpoint, the last whole one if it is a run.
-
-    Warns of damaged ones that a run has after that. Raises ConfigError if there is none or it is
-    that of a whole ensemble, and ITLError if the folder is a damaged one itself.
-    """
-    from itl_train.checkpoint import check_whole, checkpoints, newest_whole
-
-    if "members" in run_settings(folder):
-        raise ConfigError(f"{folder} is of an ensemble; name one of its members, such as member-0.")
-    if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        check_whole(folder)
-        return folder
-    if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=2)):
-        return found
-    if checkpoints(folder / "checkpoints"):
-        raise ITLError(f"No checkpoint of {folder} is whole, so there is nothing to ask.")
-    raise ConfigError(f"There is no trained model in {folder}; name a run's folder or checkpoint.")
-
-
-def run_settings(folder: Path) -> dict[str, Any]:
-    """The configuration of the run that a folder is, or is a checkpoint of; {} if of none."""
-    from itl_train.run_folder import CONFIG, read_yaml
-
-    for place in (folder, folder.parent.parent):
-        if (place / CONFIG).is_file():
-            return read_yaml(place / CONFIG)
-    return {}
 
 
 def questions(task: RecallTask, which: Questions, n: int) -> Iterator[Fact]:

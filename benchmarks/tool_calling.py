@@ -154,7 +154,7 @@ class Study:
         """Add the row of a model over facts about unseen people."""
         from itl_agents.evaluate import facts_to_ask, measure_recall
         from itl_agents.nanollama import NanoLlamaAgent, load_model, open_tokenizer
-        from itl_train.rl import model_of
+        from itl_train.models import model_of
         from itl_train.rl_subjects import RecallSubject
 
         file = self.place("measured") / f"{phase}.json"

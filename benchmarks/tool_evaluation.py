@@ -14,24 +14,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.rollouts import (
-    TOOL_SCRIPTED,
-    find_checkpoint,
-    is_nanollama,
-    make_agent,
-    quoted,
-    run_settings,
-)
+from benchmarks.rollouts import TOOL_SCRIPTED, make_agent, quoted
 from benchmarks.statistics import percent, wilson
 from itl_agents.agent import Agent, rollout
-from itl_agents.hub import check_model
+from itl_agents.hub import check_model, fingerprint
 from itl_agents.tool_metrics import METRICS, ToolCount
 from itl_env.episode import Episode
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, write_text
 from itl_env.samples import Sample
-from itl_env.tool_call import INSTRUCTION, ToolCallTask
-from itl_train.run_folder import EVALUATIONS
+from itl_env.tool_call import ToolCallTask
+from itl_train.models import begun_with, model_of
+from itl_train.run_folder import EVALUATIONS, run_settings
+from itl_train.tool_asking import asking_of
 from itl_train.tool_questions import TRAIN, VALIDATION, ToolQuestions, asked
 
 Part = Literal["validation", "train"]
@@ -56,7 +51,9 @@ class Measured:
     """auto: as in the run; for a model of no run, the one that tells all forms"""
     database: str = ""  # URL of a fact database that the tool `find` looks into; the run's own
     rubric: Literal["outcome", "classic"] = "outcome"  # of the reward, whose mean is told besides
-    max_tokens: int = 0  # of a dialogue; longer prompts lose their left part; 0 for the run's
+    max_tokens: int = 0
+    """of a dialogue; longer prompts lose their left part; 0 for the run's, or for a pretrained
+    model of no run 512 besides max_new_tokens"""
     max_new_tokens: int = 0  # of a turn; 0 for the run's, or else 200
     temperature: float = 0.0  # 0 takes the likeliest token
     seed: int = 0  # drives what is drawn where temperature is above 0
@@ -72,26 +69,26 @@ class Measured:
         Raises ConfigError if there is no such model, or no samples are named.
         """
         run: dict[str, Any] = {}
-        knows_forms = False
         if model not in TOOL_SCRIPTED:
             check_model(model, among=TOOL_SCRIPTED)
-            if (folder := Path(model)).is_dir():
-                knows_forms = is_nanollama(find_checkpoint(folder))
-                run = run_settings(folder)
+            run = run_settings(Path(model))
         data = self.data or run.get("data", "")
         if not data:
             raise ConfigError(f"{model} has learnt from no samples; name their folder with --data.")
-        instruction = self.instruction
-        if instruction == "auto":
-            instruction = run.get("instruction", "" if knows_forms else INSTRUCTION)
+        max_new_tokens = self.max_new_tokens or run.get("max_new_tokens", MAX_NEW_TOKENS)
+        asking = asking_of(
+            model,
+            max_turns=self.max_turns,
+            instruction=self.instruction,
+            database=self.database,
+            max_tokens=self.max_tokens,
+            max_new_tokens=max_new_tokens,
+        )
         return replace(
             self,
             data=str(Path(data).absolute()),
-            max_turns=self.max_turns or run.get("max_turns", 1),
-            instruction=instruction,
-            database=self.database or run.get("database", ""),
-            max_tokens=self.max_tokens or run.get("max_tokens", 0),
-            max_new_tokens=self.max_new_tokens or run.get("max_new_tokens", MAX_NEW_TOKENS),
+            max_new_tokens=max_new_tokens,
+            **asking._asdict(),
         )
 
     def open(self) -> tuple[ToolCallTask, list[Sample]]:
@@ -210,7 +207,7 @@ class ToolRunEvaluation:
         A run that began from nothing has no base. Raises ITLError for a damaged checkpoint.
         """
         rows = []
-        if base := self.settings.get("model"):
+        if base := begun_with(self.folder) or self.settings.get("model"):
             rows += self._rows(BASE, 0, base)
         for path in self.checkpoints:
             rows += self._rows(path.name, int(path.name.rpartition("-")[2]), str(path))
@@ -220,7 +217,8 @@ class ToolRunEvaluation:
         """Of one model, measured if it has not been."""
         measured = self.measured
         file = self.folder / EVALUATIONS / name / f"toolcall-{measured.part}.json"
-        made_by = {**asdict(measured), "samples": self._digest}
+        place = model_of(model)
+        made_by = {**asdict(measured), "samples": self._digest, "model": fingerprint(place)}
         if file.exists():
             there = read_json(file, "Remove it, and it is measured anew.")
             if there["made_by"] == made_by:

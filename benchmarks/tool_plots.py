@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from benchmarks.plots import save
@@ -15,7 +16,7 @@ from benchmarks.tool_evaluation import ALL
 from itl_agents.tool_metrics import METRICS
 
 Rows = Sequence[Mapping[str, Any]]
-SPREAD = 0.15  # inches from the first series to the last
+SPREAD = 0.08  # inches from the first series to the last
 PARTS = ("mean", "min", "max")
 LINES = {"unseen": "-", "seen": "--"}
 COUNTS = ("asked_seen", "right_seen", "asked_unseen", "right_unseen")
@@ -126,6 +127,8 @@ def _panels(rows: Rows, names: Sequence[str]) -> Figure:
         if name == "loss" and positive:
             axes.set(yscale="log")
         axes.set(xlabel="optimizer step", title=name)
+        if values and min(values) == max(values) == 0:
+            axes.set_ylim(bottom=0)  # of a share, say
         _tidy(axes)
     return figure
 
@@ -186,5 +189,6 @@ def _around(share: float, n: Any) -> tuple[float, float]:
 
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)

@@ -2,5 +2,14 @@
 
 from itl_agents.agent import Agent, Conversation, rollout
 from itl_agents.scripted import ExpertAgent, NoToolAgent, RandomAgent
+from itl_agents.tool_scripted import ToolExpert
 
-__all__ = ["Agent", "Conversation", "ExpertAgent", "NoToolAgent", "RandomAgent", "rollout"]
+__all__ = [
+    "Agent",
+    "Conversation",
+    "ExpertAgent",
+    "NoToolAgent",
+    "RandomAgent",
+    "ToolExpert",
+    "rollout",
+]

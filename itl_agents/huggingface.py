@@ -13,7 +13,7 @@ from itl_agents.device_memory import give_back, is_out_of_memory
 from itl_agents.native_calls import read_call
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import render_prompt
-from itl_env.dialogue import lookup_query
+from itl_env.dialogue import Message, lookup_query
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, ITLError
 
@@ -83,10 +83,7 @@ class HFAgent:
         Raises ConfigError if a tool has replied and the template cannot show that.
         """
         most = max(0, self.max_tokens - self.max_new_tokens)
-        prompts = [
-            render_prompt(talk.messages, self.chat, talk.completions, most)
-            for talk in conversations
-        ]
+        prompts = [self.prompt_ids(talk.messages, talk.completions) for talk in conversations]
         room = getattr(self.model.config, "max_position_embeddings", None) or 2**31
         longest = min(most or room, room - 1)
         fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= longest]
@@ -116,6 +113,13 @@ class HFAgent:
             for lane, ids in self._in_batches(lanes, write, known):
                 completions[lane] = self._completion(ids)
         return completions
+
+    def prompt_ids(
+        self, messages: Sequence[Message], completions: Sequence[Completion] = ()
+    ) -> list[int]:
+        """A dialogue as the model is shown it, up to where it writes."""
+        most = max(0, self.max_tokens - self.max_new_tokens)
+        return render_prompt(messages, self.chat, completions, most)
 
     def _in_batches(
         self,

@@ -28,6 +28,7 @@ class NativeToolAgent:
     """Plays tool calling with a model that has learnt to call tools.
 
     task: whose tools it is told of, as TRL tells of them (`itl_env.trl`).
+    system: a system message before each dialogue; by default what the template has.
     batch_size, temperature, max_new_tokens: as in `HFAgent`.
 
     Raises ConfigError for a template that does not show tools.
@@ -40,12 +41,14 @@ class NativeToolAgent:
         task: ToolCallTask,
         *,
         name: str = "",
+        system: str = "",
         batch_size: int = 64,
         temperature: float = 0.0,
         max_new_tokens: int = 256,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.name = name or str(model.name_or_path)
+        self._begin = [{"role": "system", "content": system}] if system else []
         self.batch_size = batch_size
         self.temperature = temperature
         self.max_new_tokens = max_new_tokens
@@ -59,10 +62,7 @@ class NativeToolAgent:
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `Agent.respond`. A conversation too long for the model ends in an `error`."""
-        prompts = [
-            self.tokenizer.encode(self._text(talk.messages), add_special_tokens=False)
-            for talk in conversations
-        ]
+        prompts = [self.prompt_ids(talk.messages) for talk in conversations]
         completions = [Completion("", None, "error")] * len(prompts)
         most = self.room - self.max_new_tokens
         fitting = [lane for lane, prompt in enumerate(prompts) if len(prompt) <= most]
@@ -80,11 +80,16 @@ class NativeToolAgent:
                 completions[lane] = self._completion(ids)
         return completions
 
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """A dialogue as the model is shown it, up to where it writes."""
+        ids: list[int] = self.tokenizer.encode(self._text(messages), add_special_tokens=False)
+        return ids
+
     def _text(self, messages: Sequence[Message]) -> str:
         """The dialogue as the template writes it, up to where the assistant writes."""
         try:
             text = self.tokenizer.apply_chat_template(
-                [_native(message) for message in messages],
+                [*self._begin, *(_native(message) for message in messages)],
                 tools=self.schemas,
                 tokenize=False,
                 add_generation_prompt=True,

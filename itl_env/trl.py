@@ -160,8 +160,8 @@ def turns_of(
 ) -> list[Turn]:
     """The turns of a completion, as TRL gives it to reward functions.
 
-    messages: as text, an assistant's message is a turn; natively each of its calls is one, and a
-        message without a call the answer.
+    messages: as text, an assistant's message is a turn; natively its first call is one, as where
+        the model is evaluated, and a message without a call the answer.
     """
     turns: list[Turn] = []
     for message in messages:
@@ -171,7 +171,7 @@ def turns_of(
         if calls == "text":
             turns.append((task.read(Completion(text, kind=message.get("kind"))), text))
         elif called := message.get("tool_calls"):
-            turns += [(_native_action(task, call), None) for call in called]
+            turns.append((_native_action(task, called[0]), None))
         else:
             answer = Answer(text) if isinstance(task, RecallTask) else Final(text.strip())
             turns.append((answer, None))

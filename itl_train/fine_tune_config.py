@@ -10,13 +10,12 @@ from itl_train.settings import check_at_least, check_types
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuneSettings(ABC):
-    """The model, its adapter, the optimizer and the course of one run; what is learnt, and for how
-    long, is a subclass's.
+class SupervisedSettings(ABC):
+    """The model, its adapter and the optimizer of one run; what is learnt, and for how long, is a
+    subclass's.
     """
 
     model: str  # smollm-135m and other short names, a hub id, a folder, or a .gguf file
-    system: str = ""  # a system message before each dialogue; by default what the template has
     lora_rank: int = 16  # rank of the adapter; 0 to train all weights
     lora_alpha: int = 32  # its updates are multiplied by lora_alpha / lora_rank
     lora_dropout: float = 0.0  # share of its inputs that are dropped in training
@@ -28,8 +27,6 @@ class FineTuneSettings(ABC):
     clip: float = 1.0  # the largest norm a gradient may have; 0 for any
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights
     gradient_checkpointing: bool = False  # compute activations again instead of keeping them
-    stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
-    stop_on: Literal["seen", "unseen"] = "seen"  # of what is trained on, or of the rest
     seed: int = 0  # drives the adapter's initialisation and the order of the data
     log_every: int = 5  # steps between lines of metrics.jsonl
     n_evaluate: int = 100  # questions in an evaluation, of either kind; always the same ones
@@ -45,19 +42,22 @@ class FineTuneSettings(ABC):
         )
         if self.lora_alpha <= 0:
             raise ConfigError(f"lora_alpha is {self.lora_alpha}; it must be positive.")
-        for name in ("stop_at", "warmup", "lora_dropout"):
+        self._check_shares("warmup", "lora_dropout")
+
+    def _check_shares(self, *names: str) -> None:
+        for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be from 0 to 1.")
 
     @property
     def rate(self) -> float:
-        """The learning rate."""
+        """The learning rate, once it is full."""
         return self.lr
 
     @property
-    @abstractmethod
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
+    def schedule(self) -> str:
+        """How the learning rate goes on from there, by the name that transformers has for it."""
+        return "constant_with_warmup"
 
     @property
     @abstractmethod
@@ -82,6 +82,24 @@ class FineTuneSettings(ABC):
             )
         at_once = next(n for n in range(min(self.at_once, own), 0, -1) if own % n == 0)
         return at_once, own // at_once
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuneSettings(SupervisedSettings):
+    """The settings of a run that learns dialogues, and is asked questions in them."""
+
+    system: str = ""  # a system message before each dialogue; by default what the template has
+    stop_at: float = 0.0  # recall in an evaluation at which training ends early; 0 for never
+    stop_on: Literal["seen", "unseen"] = "seen"  # of what is trained on, or of the rest
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_shares("stop_at")
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
 
     def is_enough(self, evaluation: Mapping[str, Any] | None) -> bool:
         """Whether an evaluation shows the recall at which training ends early."""

@@ -8,7 +8,8 @@ folder that can be killed at any moment; started again, it goes on from its last
 ends with the same weights.
 """
 
-import dataclasses
+import json
+import math
 import os
 import shutil
 import warnings
@@ -21,24 +22,26 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig
 
 from itl_agents.chat_template import Calls, ChatTokenizer
-from itl_agents.hub import ADAPTER, lasting_name
+from itl_agents.hub import ADAPTER, fingerprint
 from itl_agents.huggingface import HFAgent
 from itl_agents.native_tools import NativeToolAgent
 from itl_agents.pretrained import load_pretrained
 from itl_env import streams
-from itl_env.connection import lasting_url
+from itl_env.dialogue import Message
 from itl_env.errors import ConfigError
+from itl_env.files import read_json, write_text
 from itl_env.recall import RecallTask
 from itl_env.tool_call import ToolCallTask
 from itl_env.trl import environment_factory
-from itl_train.checkpoint import newest_whole
+from itl_train.models import ORIGIN, model_of
 from itl_train.rl_config import KL_ONLY, RecallRLSettings, ToolRLSettings
 from itl_train.rl_rewards import Rewards
-from itl_train.rl_subjects import RecallSubject, RLSubject, ToolSubject
+from itl_train.rl_subjects import RecallSubject, RLSubject, ToolSubject, digest
 from itl_train.rl_trainer import EpisodeTrainer, turn_tokenizer
 from itl_train.run_folder import RunFolder, run_settings
+from itl_train.settings import lasting
 from itl_train.team import Team, check_device
-from itl_train.trainer_run import OnMetrics, TrainerRun, Watcher, adapter, asked
+from itl_train.trainer_run import OnMetrics, TrainerRun, Watcher, adapter, without_dropout
 from itl_train.watch import memory_mb
 
 TOLD = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}
@@ -55,6 +58,8 @@ class RLRun(TrainerRun):
         Raises ConfigError if the folder holds a run of other settings.
         """
         settings = settings.after(run_settings(Path(settings.model)))
+        self._origin = out / ORIGIN
+        begun_with = self._begun_with()
         self.settings = settings
         check_device(settings.device)
         self.team = Team.join(settings.device)
@@ -65,35 +70,48 @@ class RLRun(TrainerRun):
             self.subject = ToolSubject.open(settings)
         else:
             self.subject = RecallSubject.open(settings)
-        task = self.subject.task
+        task, items = self.subject.task, self.subject.items
         self.n_threads = settings.n_threads or torch.get_num_threads()
-        model, tokenizer, source = load_pretrained(model_of(settings.model), dtype=settings.dtype)
+        name = begun_with.get("model") or model_of(settings.model)
+        origin = {"model": name, "fingerprint": fingerprint(name), "items": digest(task, items)}
+        for what, where, kind in (
+            ("fingerprint", name, "weights"),
+            ("items", settings.asks_about, "samples or facts"),
+        ):
+            if begun_with and begun_with[what] != origin[what]:
+                raise ConfigError(
+                    f"{out} began with other {kind} than there are now in {where}; bring them "
+                    "back, or name another folder."
+                )
+        model, tokenizer, source = load_pretrained(name, dtype=settings.dtype)
         self.tokenizer = tokenizer
         calls: Calls = "native" if settings.calls == "native" else "text"
         if calls == "native" and task.max_turns == 1:
             raise ConfigError(
                 "Native calls need a reply: set max_turns to 2 or more, or calls to text."
             )
+        if calls == "native" and isinstance(settings, ToolRLSettings) and settings.max_tokens:
+            raise ConfigError(
+                "What a template says of tools cannot be cut: leave out max_tokens, or set calls "
+                "to text."
+            )
         # What is shown of the tools of a `ToolCallTask` natively is left to the template.
         own = calls if isinstance(task, RecallTask) else "text"
         self.chat = ChatTokenizer(tokenizer, calls=own, system=settings.system, name=source)
         if task.max_turns > 1:
             self.chat.check_tool()
-        recorded = dataclasses.asdict(settings)
-        recorded["model"] = lasting_name(settings.model)
-        if "data" in recorded:  # to be found from anywhere
-            recorded["data"] = str(Path(recorded["data"]).absolute())
-        if recorded.get("database"):
-            recorded["database"] = lasting_url(recorded["database"])
-        self.folder = RunFolder.open(out, recorded)
-        self.keep_checkpoints = settings.keep_checkpoints
         self.max_tokens = settings.max_tokens if isinstance(settings, ToolRLSettings) else 0
+        self._check_lengths(model)
+        self.folder = RunFolder.open(out, lasting(settings))
+        if not begun_with:
+            write_text(self._origin, json.dumps(origin, indent=1) + "\n")
+        self.keep_checkpoints = settings.keep_checkpoints
         with self.folder.alone():
             model = self._started(model, source)
         self.resumed_from = self.restore()
         model.requires_grad_(True)
         model.generation_config.eos_token_id = sorted(self.agent(model).stop_ids)
-        items, group = self.subject.items, settings.n_generations
+        group = settings.n_generations
         self.rewards = Rewards(task, items, self.chat, group, calls)
         multi = task.max_turns > 1
         is_text = calls == "text"
@@ -118,6 +136,29 @@ class RLRun(TrainerRun):
         self.trainer.remove_callback(PrinterCallback)
         self.last_evaluation = self.folder.last_evaluation()
         self._warned: set[str] = set()
+
+    def _begun_with(self) -> dict[str, str]:
+        """The model, the weights and the items that the run has begun with; {} before it has."""
+        if not self._origin.exists():
+            return {}
+        found: dict[str, str] = read_json(self._origin, "Remove the folder, and train anew.")
+        return found
+
+    def _check_lengths(self, model: Any) -> None:
+        """Raise ConfigError if a prompt and its completion are longer than the model."""
+        task, agent = self.subject.task, self.agent(model)
+        room = getattr(model.config, "max_position_embeddings", None) or math.inf
+        questions = sorted({task.question(item) for item in self.subject.items}, key=len)
+        longest = max(
+            len(agent.prompt_ids([Message("user", question)])) for question in questions[-50:]
+        )
+        most = self.settings.max_new_tokens
+        if longest + most > room:
+            raise ConfigError(
+                f"The longest prompt has {longest:,} tokens, which with {most:,} of max_new_tokens "
+                f"are more than the {room:,} of the model; lower that, or give text calls a "
+                "max_tokens."
+            )
 
     def _started(self, model: Any, source: str) -> Any:
         """The model as it is loaded from a folder that will last, or from the hub.
@@ -149,7 +190,10 @@ class RLRun(TrainerRun):
             stream = streams.key(self.settings.seed, "prompts", epoch)
             order += streams.permute(places, len(items), stream).tolist()
         order = order[: len(drawn)]
-        prompts = [[{"role": "user", "content": task.question(items[i])}] for i in order]
+        # Where the template is left to TRL, it is given the system message like any other.
+        told = self.settings.system if self.is_native_tools else ""
+        begin = [{"role": "system", "content": told}] if told else []
+        prompts = [[*begin, {"role": "user", "content": task.question(items[i])}] for i in order]
         return Dataset.from_dict({"prompt": prompts, "index": order})
 
     def _arguments(self) -> GRPOConfig:
@@ -199,16 +243,22 @@ class RLRun(TrainerRun):
         """See `TrainerRun`."""
         return self.settings.evaluate_every
 
+    @property
+    def is_native_tools(self) -> bool:
+        """Whether a model calls any tools in the way of its own template."""
+        return self.settings.calls == "native" and isinstance(self.subject.task, ToolCallTask)
+
     def agent(self, model: Any) -> HFAgent | NativeToolAgent:
         """A model playing greedily."""
         bare = model.get_base_model() if hasattr(model, "get_base_model") else model
         task = self.subject.task
-        if self.settings.calls == "native" and isinstance(task, ToolCallTask):
+        if self.is_native_tools:
             return NativeToolAgent(
                 bare,
                 self.tokenizer,
                 task,
                 name=self.settings.model,
+                system=self.settings.system,
                 max_new_tokens=self.settings.max_new_tokens,
             )
         return HFAgent(
@@ -225,7 +275,7 @@ class RLRun(TrainerRun):
     def evaluate(self, step: int) -> dict[str, Any]:
         """What comes of questions trained on and of others, through the task."""
         model = self.trainer.model
-        with asked(model):
+        with without_dropout(model):
             row = {"step": step, **self.subject.ask(self.agent(model), self.settings.n_evaluate)}
         self.last_evaluation = row
         return row
@@ -280,17 +330,6 @@ class RLRun(TrainerRun):
         shutil.rmtree(checkpoint / "ref", ignore_errors=True)
         self.tokenizer.save_pretrained(checkpoint)  # not the copy that TRL reads calls by
         self.trainer.keep_generated(checkpoint)
-
-
-def model_of(name: str) -> str:
-    """The model that a name means: of a run's folder, its last whole checkpoint."""
-    folder = Path(name)
-    if (folder / "checkpoints").is_dir():
-        found = newest_whole(folder / "checkpoints", lambda message: None)
-        if found is None:
-            raise ConfigError(f"There is no whole checkpoint in {folder}.")
-        return str(found)
-    return name
 
 
 def train_rl(

@@ -1,19 +1,20 @@
 """The settings of `itl_train.rl`, which load no torch."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from itl_env.errors import ConfigError
-from itl_env.tool_call import INSTRUCTION
 from itl_train.settings import check_at_least, check_types
+from itl_train.tool_asking import asking_of
 
 KL_ONLY = 1e-30
 """A weight of the KL divergence at which TRL tells it, and which changes no weight by a bit."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLSettings:
+class RLSettings(ABC):
     """One run of GRPO; what is asked is a subclass's.
 
     A step trains on `batch_size` completions: `batch_size / n_generations` prompts, each answered
@@ -77,6 +78,11 @@ class RLSettings:
         return replace(self, calls=calls, system=self.system or run.get("system", ""))
 
     @property
+    @abstractmethod
+    def asks_about(self) -> str:
+        """Where what is asked comes from."""
+
+    @property
     def per_generation(self) -> int:
         """Completions that are sampled together."""
         return self.batch_size * self.steps_per_generation
@@ -104,24 +110,38 @@ class ToolRLSettings(RLSettings):
     instruction: str = "auto"  # put before each prompt; {forms} stands for the forms of a turn
     """auto: as in the model's run; for a model of no run, the one that tells all forms"""
     database: str = ""  # URL of a fact database that the tool `find` looks into; the run's own
-    max_tokens: int = 0  # of a dialogue; longer prompts lose their left part; 0 for the run's
+    max_tokens: int = 0
+    """of a dialogue; longer prompts lose their left part; 0 for the run's, or for a pretrained
+    model of no run 512 besides max_new_tokens"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 0, "max_turns", "max_tokens")
+        if self.max_tokens and self.max_tokens <= self.max_new_tokens:
+            raise ConfigError(
+                f"max_tokens is {self.max_tokens}, which leaves no room for a question beside the "
+                f"{self.max_new_tokens} of max_new_tokens."
+            )
+
+    @property
+    def asks_about(self) -> str:
+        """See `RLSettings.asks_about`."""
+        return self.data
 
     def after(self, run: Mapping[str, Any]) -> Self:
-        """See `RLSettings.after`."""
-        instruction = self.instruction
-        if instruction == "auto":
-            instruction = run.get("instruction", INSTRUCTION)
-        return replace(
-            super().after(run),
-            instruction=instruction,
-            max_turns=self.max_turns or run.get("max_turns", 1),
-            database=self.database or run.get("database", ""),
-            max_tokens=self.max_tokens or run.get("max_tokens", 0),
-        )
+        """See `RLSettings.after`; raises ConfigError for a folder without a model."""
+        asking = asking_of(
+            self.model,
+            max_turns=self.max_turns,
+            instruction=self.instruction,
+            database=self.database,
+            max_tokens=self.max_tokens,
+            max_new_tokens=self.max_new_tokens,
+        )._asdict()
+        found = super().after(run)
+        if found.calls == "native":  # of which nothing can be cut
+            asking["max_tokens"] = self.max_tokens
+        return replace(found, **asking)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,3 +157,8 @@ class RecallRLSettings(RLSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "n_people", "n_unseen")
+
+    @property
+    def asks_about(self) -> str:
+        """See `RLSettings.asks_about`."""
+        return self.database

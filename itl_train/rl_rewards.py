@@ -23,7 +23,8 @@ class Seen:
     """What was seen since the last line of metrics.
 
     parts: values of each part of the reward. totals: their weighted sums, one a completion.
-    cut: completions that did not end their turn. worthless: of these, those that earned nothing.
+    cut: completions that did not end their turn or, of several turns, the episode.
+    worthless: of these, those that earned nothing.
     tool_seconds: in the task, its tools and its rubric.
     """
 
@@ -147,7 +148,11 @@ class Rewards:
         for start in range(0, len(totals), self.group):
             seen.n_groups += 1
             seen.n_flat += len(set(totals[start : start + self.group])) == 1
-        cut = [not ids or ids[-1] not in stop for ids in completion_ids]
+        # A call whose reply has found no room ends in its own mark, but its episode has not ended.
+        cut = [
+            not ids or ids[-1] not in stop or not reply.done
+            for ids, reply in zip(completion_ids, self._replies, strict=True)
+        ]
         seen.cut += sum(cut)
         seen.worthless += sum(
             was_cut and total <= 0 for was_cut, total in zip(cut, totals, strict=True)

@@ -1,5 +1,6 @@
 """What GRPO runs ask: samples of tool calling, or facts."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,14 @@ from itl_env.recall import RecallTask
 from itl_train.people import seen_and_unseen
 from itl_train.rl_config import RecallRLSettings, ToolRLSettings
 from itl_train.tool_questions import ToolQuestions
+
+
+def digest(task: Any, items: Sequence[Any]) -> str:
+    """A hash of what is asked, in its order, and of what is right."""
+    found = hashlib.blake2b(digest_size=16)
+    for item in items:
+        found.update(repr((task.question(item), item)).encode("utf-8", "surrogatepass"))
+    return found.hexdigest()
 
 
 class RLSubject(Protocol):

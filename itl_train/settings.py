@@ -1,9 +1,12 @@
 """Checks of settings, whatever they are of: each raises ConfigError in one sentence."""
 
 import math
-from dataclasses import fields
+from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from itl_agents.hub import lasting_name
+from itl_env.connection import lasting_url
 from itl_env.errors import ConfigError
 
 
@@ -35,3 +38,16 @@ def check_at_least(settings: Any, least: Literal[0, 1], *names: str) -> None:
     for name in names:
         if getattr(settings, name) < least:
             raise ConfigError(f"{name} is {getattr(settings, name)}; it {must}.")
+
+
+def lasting(settings: Any) -> dict[str, Any]:
+    """Settings as they may be written down: to be found from any folder, and without a password."""
+    recorded = asdict(settings)
+    for name, last in (
+        ("model", lasting_name),
+        ("data", lambda folder: str(Path(folder).absolute())),
+        ("database", lasting_url),
+    ):
+        if recorded.get(name):
+            recorded[name] = last(recorded[name])
+    return recorded

@@ -5,12 +5,11 @@
 See `itl_train.fine_tune` for what a run is.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from itl_env.connection import lasting_url
 from itl_train.fine_tune import FineTuneRun
+from itl_train.settings import lasting
 from itl_train.sft_config import SFTSettings
 from itl_train.sft_questions import Questions
 from itl_train.trainer_run import OnMetrics
@@ -29,8 +28,7 @@ class SFTRun(FineTuneRun):
         Raises ConfigError if the folder holds a run of other settings.
         """
         self.questions = Questions.open(settings)
-        recorded = {**dataclasses.asdict(settings), "database": lasting_url(settings.database)}
-        super().__init__(settings, self.questions, recorded, out)
+        super().__init__(settings, self.questions, lasting(settings), out)
 
 
 def train_sft(

@@ -6,7 +6,6 @@ The training data are the expert's episodes about the samples of a folder, in th
 evaluates the model; see `itl_train.nano_run` for what a run is.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 from itl_agents.agent import Agent
 from itl_agents.nanollama import ByteTokenizer, NanoTokenizer, open_tokenizer
-from itl_env.connection import lasting_url
 from itl_env.errors import ConfigError
 from itl_train.batches import BatchPlan, Dialogues
 from itl_train.nano_run import NanoRun
+from itl_train.settings import lasting
 from itl_train.team import check_device
 from itl_train.tool_config import ToolConfig
 from itl_train.tool_questions import ToolQuestions
@@ -95,10 +94,6 @@ class ToolRun(NanoRun):
         Raises ConfigError if the folder holds a run of another configuration.
         """
         check_device(config.device)
-        settings = dataclasses.asdict(config)
-        settings["data"] = str(Path(config.data).absolute())
-        if config.database:
-            settings["database"] = lasting_url(config.database)
         subject = ToolSubject(config)
         _ = subject.data
-        super().__init__(config, subject, settings, out, watch)
+        super().__init__(config, subject, lasting(config), out, watch)

@@ -6,7 +6,6 @@ The training data are the expert's episodes about the samples of a folder; the l
 alone and the mark that ends it. See `itl_train.fine_tune` for what a run is.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any, Literal
 
 from itl_agents.agent import Agent
 from itl_agents.render import DialogueTokenizer, Rendered
-from itl_env.connection import lasting_url
 from itl_train.fine_tune import FineTuneRun
+from itl_train.settings import lasting
 from itl_train.tool_questions import ToolQuestions
 from itl_train.tool_sft_config import ToolSFTSettings
 from itl_train.trainer_run import OnMetrics
@@ -85,11 +84,7 @@ class ToolSFTRun(FineTuneRun):
 
         Raises ConfigError if the folder holds a run of other settings.
         """
-        recorded = dataclasses.asdict(settings)
-        recorded["data"] = str(Path(settings.data).absolute())
-        if settings.database:
-            recorded["database"] = lasting_url(settings.database)
-        super().__init__(settings, ToolDialogues.open(settings), recorded, out)
+        super().__init__(settings, ToolDialogues.open(settings), lasting(settings), out)
 
 
 def train_tool_sft(

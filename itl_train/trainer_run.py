@@ -282,7 +282,7 @@ def adapter(settings: AdapterSettings, model: Any, dropout: float = 0.0) -> Any:
 
 
 @contextmanager
-def asked(model: Any) -> Iterator[None]:
+def without_dropout(model: Any) -> Iterator[None]:
     """The model without dropout, for a while."""
     was_training = model.training
     model.eval()

@@ -230,7 +230,7 @@ def test_a_model_of_no_run_is_told_the_forms(data: Path, tuned: Path, tmp_path: 
     llama = yaml.safe_load((tuned / "config.yaml").read_text())["model"]
     measured = tool_evaluation.Measured(data=str(data)).for_model(llama)
     assert measured.instruction == INSTRUCTION
-    assert (measured.max_turns, measured.max_new_tokens, measured.max_tokens) == (1, 200, 0)
+    assert (measured.max_turns, measured.max_new_tokens, measured.max_tokens) == (1, 200, 712)
     plain = tool_evaluation.Measured(data=str(data), instruction="").for_model(llama)
     assert plain.instruction == ""
 

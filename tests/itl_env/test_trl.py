@@ -1,10 +1,13 @@
 """The tasks behind TRL's `environment_factory`: an episode there is an episode here."""
 
+import json
+
 import pytest
 from transformers.utils import get_json_schema
 
 from itl_agents import rollout
 from itl_agents.chat_template import TOOL
+from itl_agents.native_tools import turn_of
 from itl_env import FactDatabase, RecallTask, ToolCallTask
 from itl_env.actions import call_turn, final_turn
 from itl_env.episode import Completion
@@ -88,6 +91,20 @@ def native(*turns: object) -> list[dict]:
             said["tool_calls"] = [{"type": "function", "function": function}]
         messages += [said, {"role": "tool", "content": "what TRL has shown"}]
     return messages
+
+
+def test_of_several_calls_in_one_message_the_first_counts():
+    (sample,) = generate(1, 1, categories=("calculator",))
+    task = ToolCallTask([sample], max_turns=2)
+    (message, *_) = native(("calculator", {"expression": "1 + 1"}))
+    second = {"function": {"name": "calculator", "arguments": {"expression": "2 + 2"}}}
+    message["tool_calls"].append({"type": "function", **second})
+    ((action, _),) = turns_of(task, [message], "native")
+    assert action.args == {"expression": "1 + 1"}
+    text = "".join(
+        f"<tool_call>{json.dumps(call['function'])}</tool_call>" for call in message["tool_calls"]
+    )
+    assert task.parse(turn_of(text)) == action
 
 
 @pytest.mark.parametrize("rubric", ["outcome", "classic"])

@@ -10,9 +10,9 @@ from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save
 from ..itl_agents.chat_models import chat_tokenizer
 
 
-def nano_folder(path: Path) -> Path:
+def nano_folder(path: Path, seed: int = 0) -> Path:
     """A NanoLlama of random weights as a folder."""
-    save_model(NanoLlama(NanoLlamaConfig(d_model=16, n_layers=1, n_heads=2), seed=0), path)
+    save_model(NanoLlama(NanoLlamaConfig(d_model=16, n_layers=1, n_heads=2), seed=seed), path)
     ByteTokenizer().save(path)
     return path
 

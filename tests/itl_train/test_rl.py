@@ -1,8 +1,12 @@
 """GRPO in the environments: TRL pays what the rubric pays and plays what the task plays."""
 
+import dataclasses
 import json
+import shutil
 import signal
+import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,14 +19,17 @@ from itl_agents.nanollama import ByteTokenizer
 from itl_agents.pretrained import load_pretrained
 from itl_agents.render import IGNORED, render
 from itl_env import ToolCallTask, write_samples
+from itl_env.dialogue import Message
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.generated import generate
 from itl_env.rubric import RUBRICS, Component, Rubric
+from itl_env.samples import load_samples
 from itl_env.tool_rubric import TOOL_RUBRICS
 from itl_env.tools import Calculator
 from itl_env.trl import environment_factory
 from itl_train.checkpoint import checkpoints
+from itl_train.models import begun_with
 from itl_train.rl import RLRun, train_rl
 from itl_train.rl_config import RecallRLSettings, ToolRLSettings
 from itl_train.rl_rewards import Rewards
@@ -212,6 +219,18 @@ def of_letters(text: str) -> float:
     return sum("a" <= each <= "z" for each in text) / max(len(text), 1)
 
 
+def interrupt_after(run: RLRun, step: int) -> None:
+    """Press Ctrl-C while a run takes a step."""
+    own = run.trainer.callback_handler.on_step_end
+
+    def interrupt(args, state, control):
+        if state.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+        return own(args, state, control)
+
+    run.trainer.callback_handler.on_step_end = interrupt
+
+
 @pytest.mark.parametrize(
     ("kind", "stop_at"),
     [("single", 1), ("single", 2), ("facts", 1), ("facts", 2), ("native facts", 1)],
@@ -230,14 +249,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 
     train_rl(settings(), tmp_path / "whole")
     run = RLRun(settings(), tmp_path / "cut")
-    own = run.trainer.callback_handler.on_step_end
-
-    def interrupt(args, state, control):
-        if state.global_step == stop_at:
-            signal.raise_signal(signal.SIGINT)
-        return own(args, state, control)
-
-    run.trainer.callback_handler.on_step_end = interrupt
+    interrupt_after(run, stop_at)
     with pytest.raises(KeyboardInterrupt):
         run.train()
     assert [path.name for path in checkpoints(tmp_path / "cut" / "checkpoints")] == [
@@ -342,6 +354,161 @@ def test_models_that_call_tools_in_their_own_way_are_paid_for_it(
     assert (told["reward"], told["cut_share"]) == (1.0, 0.0)
 
 
+def scripted(monkeypatch, settings, out: Path, script) -> tuple[RLRun, list[dict]]:
+    """A run in which a script writes, trained to its end, and what TRL tells of its steps."""
+    monkeypatch.setattr("itl_train.rl.EpisodeTrainer", Guided)
+    run = RLRun(settings, out)
+    monkeypatch.setattr(Guided, "script", staticmethod(partial(script, run)))
+    told: list[dict] = []
+    row = run.row
+    run.row = lambda logs, *rest: told.append(logs) or row(logs, *rest)  # type: ignore[method-assign]
+    run.train()
+    return run, told
+
+
+@pytest.mark.parametrize("rubric", ["outcome", "classic"])
+def test_what_trl_adds_up_is_what_the_rubric_pays(nano, data, tmp_path, monkeypatch, rubric):
+    said = iter(range(10**6))
+
+    def script(run: RLRun, text: str) -> str:
+        task = run.subject.task
+        sample = next(sample for sample in task.samples if task.question(sample) in text)
+        turn = task.expert_turn(sample, 0)
+        return (turn, "Well, " + turn, turn[:-1], '{"final": ""}')[next(said) % 4] + "<|eod|>"
+
+    settings = tool_settings(nano, data, rubric=rubric, n_steps=2, log_every=1, max_new_tokens=90)
+    run, told = scripted(monkeypatch, settings, tmp_path / "run", script)
+    ours = [row for row in rows(tmp_path / "run") if "reward" in row]
+    assert ours[0]["reward_std"] > 0
+    assert ours[0]["reward"] == pytest.approx(told[0]["reward"], abs=1e-5)
+    parts = {part.name: part.weight for part in run.subject.task.rubric.components}
+    assert told[0]["reward"] == pytest.approx(
+        sum(w * told[0][f"rewards/{name}/mean"] for name, w in parts.items()), abs=1e-5
+    )
+
+
+def test_settings_reach_the_trainer(nano, data, tmp_path):
+    settings = tool_settings(
+        nano, data, beta=0.3, epsilon=0.11, scale_rewards="none", temperature=0.7, lr=3e-3,
+        clip=0.4, seed=5, batch_size=8, at_once=4,
+    )  # fmt: skip
+    given = RLRun(settings, tmp_path / "run").trainer.args
+    assert (given.beta, given.epsilon, given.scale_rewards) == (0.3, 0.11, "none")
+    assert (given.temperature, given.learning_rate, given.max_grad_norm) == (0.7, 3e-3, 0.4)
+    assert (given.seed, given.num_generations, given.max_completion_length) == (5, 4, 12)
+    assert (given.per_device_train_batch_size, given.gradient_accumulation_steps) == (4, 2)
+    assert given.steps_per_generation == 4
+    assert given.reward_weights == [0.1, 1.0]
+
+
+@pytest.mark.parametrize("max_turns", [1, 4])
+def test_the_time_of_tools_is_theirs(nano, data, tmp_path, monkeypatch, max_turns):
+    own, seconds = Calculator.run, 0.02
+
+    def slow(self, calls):
+        time.sleep(seconds * len(calls))
+        return own(self, calls)
+
+    def script(run: RLRun, text: str) -> str:
+        task = run.subject.task
+        sample = next(sample for sample in task.samples if task.question(sample) in text)
+        return task.expert_turn(sample, text.count("<|database|>")) + "<|database|>"
+
+    monkeypatch.setattr(Calculator, "run", slow)
+    settings = tool_settings(
+        nano, data, n_steps=2, log_every=1, max_new_tokens=200, max_turns=max_turns, n_evaluate=1
+    )
+    scripted(monkeypatch, settings, tmp_path / "run", script)
+    told = next(row for row in rows(tmp_path / "run") if "tools_s" in row)
+    n_calls = sum(
+        sample.tool_needed for sample in generate(24, 3, categories=("calculator", "no_tool"))
+    )
+    assert n_calls
+    assert seconds * 2 < told["tools_s"] < 0.9 * told["seconds"]
+
+
+def test_an_episode_whose_reply_finds_no_room_is_cut(nano, world, tmp_path, monkeypatch):
+    def script(run: RLRun, text: str) -> str:
+        task = run.subject.task
+        fact = next(fact for fact in run.subject.items if task.question(fact) in text)
+        if "<|database|>" in text:
+            return f"{task.statement(fact)}<|eod|>"
+        return f"{task.call(fact.attribute, fact.name)}<|database|>"
+
+    settings = recall_settings(nano, world, max_new_tokens=36, n_steps=2, log_every=1)
+    with pytest.warns(UserWarning, match="of the completions were cut at 36 tokens and earned no"):
+        scripted(monkeypatch, settings, tmp_path / "run", script)
+    told = next(row for row in rows(tmp_path / "run") if "reward" in row)
+    assert told["cut_share"] == 1 - told["reward"] > 0.5
+
+
+def test_a_run_goes_on_from_what_it_began_with(nano, data, tmp_path, monkeypatch):
+    """Though its model's run has gone on since; with beta the reference is part of the loss."""
+    paid_for(monkeypatch, of_letters)
+    first = tmp_path / "first"
+    train_rl(tool_settings(nano, data, checkpoint_every=2), first)
+    later, hidden = first / "checkpoints" / "step-0000004", tmp_path / "later"
+    later.rename(hidden)
+    settings = tool_settings(first, data, beta=0.5, checkpoint_every=2)
+    train_rl(settings, tmp_path / "whole")
+    cut = RLRun(settings, tmp_path / "cut")
+    interrupt_after(cut, 2)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    hidden.rename(later)
+    train_rl(settings, tmp_path / "cut")
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+    assert begun_with(tmp_path / "cut").endswith("first/checkpoints/step-0000002")
+
+
+def test_a_run_is_not_gone_on_with_on_other_weights_or_samples(nano, data, tmp_path):
+    model, samples = tmp_path / "model", tmp_path / "samples"
+    shutil.copytree(nano, model)
+    shutil.copytree(data, samples)
+    settings = tool_settings(model, samples)
+    RLRun(settings, tmp_path / "run")
+    kept = load_samples(samples / "train.jsonl")
+    write_samples(kept[:4], samples / "train.jsonl")
+    with pytest.raises(ConfigError, match=r"began with other samples or facts than .*samples;"):
+        RLRun(settings, tmp_path / "run")
+    write_samples(kept, samples / "train.jsonl")
+    RLRun(settings, tmp_path / "run")
+    nano_folder(model, seed=1)
+    with pytest.raises(ConfigError, match=r"began with other weights than .*model;"):
+        RLRun(settings, tmp_path / "run")
+
+
+def test_native_tools_are_told_of_under_a_system_message(qwen, tmp_path, monkeypatch):
+    samples = list(generate(24, 3, categories=("multi_turn",)))
+    write_samples(samples[:16], tmp_path / "train.jsonl")
+    write_samples(samples[16:], tmp_path / "validation.jsonl")
+    native = {"calls": "native", "max_turns": 4, "system": "Be exact."}
+    asked: list[str] = []
+    settings = tool_settings(qwen, tmp_path, n_steps=1, log_every=1, n_evaluate=1, **native)
+    run, _ = scripted(
+        monkeypatch,
+        settings,
+        tmp_path / "run",
+        lambda run, text: asked.append(text) or "7<|im_end|>",
+    )
+    prompt = run.trainer.train_dataset[0]["prompt"]
+    assert [turn["role"] for turn in prompt] == ["system", "user"]
+    ids = run.agent(run.trainer.model).prompt_ids([Message("user", prompt[1]["content"])])
+    assert asked[0] == run.tokenizer.decode(ids)
+    assert "Be exact." in asked[0]
+    with pytest.raises(ConfigError, match="cannot be cut: leave out max_tokens"):
+        RLRun(tool_settings(qwen, tmp_path, max_tokens=60, **native), tmp_path / "cut")
+
+
+def test_prompts_without_room_in_the_model_are_refused(qwen, data, tmp_path):
+    given = {"instruction": "Answer. " * 900, "max_tokens": 9000}
+    settings = dataclasses.replace(tool_settings(qwen, data), **given)
+    with pytest.raises(ConfigError, match=r"The longest prompt has .* more than the 2,048 of the"):
+        RLRun(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_makes_training_idle_is_said_loudly(nano, data, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -368,6 +535,7 @@ def test_an_adapter_is_trained_on_a_copy_that_lasts(qwen, data, tmp_path, monkey
         ({"n_generations": 1}, "n_generations is 1; a group needs 2 completions or more"),
         ({"n_generations": 3}, "is 16, which is no whole number of groups of 3"),
         ({"calls": "native"}, "Native calls need a reply: set max_turns to 2 or more"),
+        ({"max_tokens": 12}, "max_tokens is 12, which leaves no room for a question beside the 12"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be positive"),
         ({"beta": -1.0}, "beta is -1.0; it must not be negative"),
         ({"data": "nowhere"}, "There is no train.jsonl in nowhere; `itl toolcall data` makes one"),
