@@ -70,6 +70,29 @@ STUDIES = {
         "benchmarks.tool_calling:tool_calling",
         resumes=True,
     ),
+    "transcoder-validation": Command(
+        "a calculator tool seen from inside: transcoders in place of MLPs, layer by layer",
+        "benchmarks.transcoder_validation:TranscoderValidationConfig",
+        "benchmarks.transcoder_validation:transcoder_validation",
+        resumes=True,
+    ),
+    "intervention-layers": Command(
+        "at which layers a delta carries the tool, against controls",
+        "benchmarks.intervention_layers:InterventionLayersConfig",
+        "benchmarks.intervention_layers:intervention_layers",
+        resumes=True,
+    ),
+    "intervention-dose": Command(
+        "what more or less of a delta does",
+        "benchmarks.intervention_dose:InterventionDoseConfig",
+        "benchmarks.intervention_dose:intervention_dose",
+        resumes=True,
+    ),
+    "throughput-transcoders": Command(
+        "how fast transcoders are trained, fed and intervene, against what bounds them",
+        "benchmarks.throughput_transcoders:ThroughputTranscodersConfig",
+        "benchmarks.throughput_transcoders:throughput_transcoders",
+    ),
     "throughput-tools": Command(
         "how fast tools, their environment and generated samples are",
         "benchmarks.throughput_tools:ThroughputToolsConfig",
@@ -182,6 +205,61 @@ COMMANDS = {
         "toolcall", "measure how well a model calls tools", "ToolcallEval", "toolcall_eval"
     ),
     "toolcall plot": _own("toolcall", "draw the metrics of a run", "ToolcallPlot", "toolcall_plot"),
+    "toolformer data": _own(
+        "toolformer",
+        "make data of calculator calls as text, and of sentences to copy",
+        "ToolformerData",
+        "toolformer_data",
+    ),
+    "toolformer train": _own(
+        "toolformer",
+        "fine-tune a pretrained model to write calculator calls as text",
+        "ToolformerTrain",
+        "toolformer_train",
+        resumes=True,
+    ),
+    "toolformer merge": _own(
+        "toolformer",
+        "write a run's model without an adapter",
+        "ToolformerMerge",
+        "toolformer_merge",
+    ),
+    "toolformer try": _own(
+        "toolformer", "ask a model for a call in your own words", "ToolformerTry", "toolformer_try"
+    ),
+    "transcoder collect": _own(
+        "transcoder",
+        "keep what the MLPs of a model read and add",
+        "TranscoderCollect",
+        "transcoder_collect",
+        resumes=True,
+    ),
+    "transcoder train": _own(
+        "transcoder",
+        "train base transcoders on what was collected",
+        "TranscoderTrain",
+        "transcoder_train",
+        resumes=True,
+    ),
+    "transcoder delta": _own(
+        "transcoder",
+        "train deltas beside frozen bases",
+        "TranscoderDelta",
+        "transcoder_delta",
+        resumes=True,
+    ),
+    "transcoder fuse": _own(
+        "transcoder",
+        "write a base and its delta as one transcoder",
+        "TranscoderFuse",
+        "transcoder_fuse",
+    ),
+    "transcoder validate": _own(
+        "transcoder",
+        "measure how well a transcoder fits",
+        "TranscoderValidate",
+        "transcoder_validate",
+    ),
     "bench list": _own("train", "list the studies", "BenchList", "bench_list"),
     **{f"bench run {name}": study for name, study in STUDIES.items()},
 }

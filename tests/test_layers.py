@@ -24,6 +24,7 @@ OPTIONAL_IN_ENV = {
     "export.py": {"datasets", "pyarrow"},
     "trivia.py": {"datasets"},
     "tool_rows.py": {"datasets"},
+    "sentences.py": {"datasets"},
 }
 
 

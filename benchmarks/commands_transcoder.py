@@ -1,0 +1,269 @@
+"""Commands of `itl transcoder`: activations, bases, deltas, fusing, validation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from itl_env.errors import ConfigError
+from itl_train.settings import check_at_least
+from itl_train.transcoder_config import TranscoderCourse, TranscoderSettings
+
+if TYPE_CHECKING:
+    from itl_agents.transcoder import Transcoder
+    from itl_train.activations import Activations
+    from itl_train.transcoder import TranscoderRun
+
+PARTS = ("train", "validation")  # of the data, and of what is collected
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderCollect:
+    """Run a model over prompts and targets, and keep what its MLPs read and add.
+
+    The folder can be interrupted at any time; the same command goes on.
+    """
+
+    model: str  # a folder, a run of `itl toolformer train`, a .gguf file or a hub id
+    data: Path  # folder of `itl toolformer data`
+    layers: tuple[int, ...] = ()  # whose MLPs are watched, from 0; all if none is named
+    out: Path = Path("runs/activations")  # folder of the collections train and validation
+    n_rows: int = 0  # of the training data, the first ones; 0 for all
+    unnormed: bool = False  # keep the residual stream as it is, not divided by its root mean square
+    precision: Literal["float16", "float32"] = "float16"  # of what is kept
+    batch_tokens: int = 4_096  # tokens of a forward pass: what is in memory at once
+    device: str = "cpu"  # where the model runs: cpu, cuda, ...
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "batch_tokens")
+        check_at_least(self, 0, "n_rows")
+
+
+def transcoder_collect(config: TranscoderCollect) -> None:
+    """Collect both parts, and print how many tokens there are."""
+    from benchmarks.progress import Progress
+    from benchmarks.rollouts import quiet_transformers
+    from itl_agents.pretrained import load_pretrained
+    from itl_agents.sites import n_layers
+    from itl_env.toolformer import load_toolformer_rows
+    from itl_train.activations import collect
+    from itl_train.models import model_of
+    from itl_train.team import check_device
+    from itl_train.toolformer_text import format_example
+
+    quiet_transformers()
+    check_device(config.device)
+    rows = {part: load_toolformer_rows(config.data / f"{part}.jsonl") for part in PARTS}
+    rows["train"] = rows["train"][: config.n_rows or None]
+    source = model_of(config.model)
+    model, tokenizer, name = load_pretrained(source, device=config.device)
+    layers = config.layers or range(n_layers(model))
+    begins = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    for part, given in rows.items():
+        texts = [format_example(row.prompt, row.target, tokenizer).input_ids for row in given]
+        with Progress(f"batches of {part}", 0) as progress:
+
+            def show(done: int, total: int, progress: Progress = progress) -> None:
+                progress.total = total
+                progress.at(done)
+
+            found = collect(
+                model, texts, layers, config.out / part, name=name, skip_ids=begins,
+                normed=not config.unnormed, precision=config.precision,
+                batch_tokens=config.batch_tokens, on_progress=show,
+            )  # fmt: skip
+        print(f"{part}: {found.about.n_tokens:,} tokens at {len(found.about.layers)} layers")
+    print(f"in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderTrain(TranscoderCourse):
+    """Train a base transcoder for each layer and each level of sparsity.
+
+    The folder can be interrupted at any time; the same command goes on.
+    """
+
+    activations: Path  # folder of `itl transcoder collect`
+    layers: tuple[int, ...] = ()  # all that are collected if none is named
+    d_sae: int = 4_096  # features
+    sparsity: tuple[float, ...] = (3.0,)  # weights of mean|a| in the loss, one base for each
+    out: Path = Path("runs/transcoders")  # folder of the bases
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_grid(self, "sparsity")
+
+
+def transcoder_train(config: TranscoderTrain) -> None:
+    """Train what is left, and print how well each fits."""
+    from itl_train.transcoder import TranscoderRun
+    from itl_train.transcoder_folders import base_folder
+
+    train, validation = _parts(config.activations)
+    runs = []
+    for layer in config.layers or train.about.layers:
+        for sparsity in config.sparsity:
+            settings = _settings(config, config.d_sae, sparsity)
+            out = base_folder(config.out, layer, sparsity)
+            run = TranscoderRun(settings, train, validation, layer, out)
+            _trained(run, f"layer {layer}, sparsity {sparsity:g}")
+            runs.append(run)
+    print(_fits(runs))
+    print(f"in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderDelta(TranscoderCourse):
+    """Train deltas beside frozen bases, on what these leave of a fine-tuned model.
+
+    The folder can be interrupted at any time; the same command goes on.
+    """
+
+    activations: Path  # of the fine-tuned model, by `itl transcoder collect`
+    base: str  # folder of `itl transcoder train`, or Gemma Scope: a folder or a hub id
+    layers: tuple[int, ...] = ()  # all that are collected if none is named
+    percentile: tuple[float, ...] = (0.5,)  # which bases of a layer, by L0: 0 sparsest, 1 densest
+    d_new: tuple[int, ...] = (32, 64, 128)  # features, one delta for each
+    sparsity: float = 1e-3  # weight of mean|a| in the loss
+    train_threshold: bool = False  # by straight-through estimates, else it stays
+    out: Path = Path("runs/deltas")  # folder of the deltas
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_grid(self, "percentile", "d_new")
+
+
+def transcoder_delta(config: TranscoderDelta) -> None:
+    """Train what is left, and print how well each fits together with its base."""
+    from itl_train.transcoder import TranscoderRun
+    from itl_train.transcoder_folders import delta_folder, open_base
+
+    train, validation = _parts(config.activations)
+    runs = []
+    for layer in config.layers or train.about.layers:
+        for percentile in config.percentile:
+            base = open_base(config.base, layer, percentile)
+            for d_new in config.d_new:
+                run = TranscoderRun(
+                    _settings(config, d_new, config.sparsity), train, validation, layer,
+                    delta_folder(config.out, layer, percentile, d_new), base, config.base,
+                )  # fmt: skip
+                _trained(run, f"layer {layer}, {d_new} features")
+                runs.append(run)
+    print(_fits(runs))
+    print(f"in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderFuse:
+    """Write a base and its delta as one transcoder, for SAELens or as Gemma Scope has them."""
+
+    base: tyro.conf.Positional[Path]  # folder of the base, or a params.npz
+    delta: tyro.conf.Positional[Path]  # folder of the delta
+    out: Path  # new folder, or a file that ends in .npz
+    alpha: float = 1.0  # factor of the delta
+
+
+def transcoder_fuse(config: TranscoderFuse) -> None:
+    """Fuse, and print where it is."""
+    from itl_agents.transcoder import fuse
+
+    whole = fuse(_open(config.base), _open(config.delta), config.alpha)
+    if config.out.suffix == ".npz":
+        if config.out.exists():
+            raise ConfigError(f"{config.out} is there already; name a new file.")
+        whole.save_npz(config.out)
+    else:
+        whole.save(config.out)
+    print(f"{whole.d_sae:,} features of layer {whole.about.layer} are in {config.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscoderValidate:
+    """Measure how well a transcoder, or a base with its delta, gives what an MLP adds."""
+
+    transcoder: tyro.conf.Positional[Path]  # folder of a transcoder, or a params.npz
+    activations: Path  # a collection of the model: its folder, or that of both parts
+    delta: str = ""  # folder of a delta beside it
+    layer: int = -1  # of a params.npz, which does not say it
+
+
+def transcoder_validate(config: TranscoderValidate) -> None:
+    """Measure on all validation tokens, and print the figures."""
+    import dataclasses
+
+    from itl_agents.transcoder import check_pair
+    from itl_train.activations import COLLECTION, Activations
+    from itl_train.transcoder import fit_of, warn_unexplained
+
+    is_one = (config.activations / COLLECTION).exists()
+    found = Activations(config.activations if is_one else config.activations / "validation")
+    one = _open(config.transcoder, config.layer)
+    base = None
+    if config.delta:
+        base, one = one, _open(Path(config.delta))
+        check_pair(base, one)
+    about = one.about
+    if about.model_hash and about.model_hash != found.about.model_hash:
+        raise ConfigError(
+            f"The transcoder is of {about.model or 'another model'}, the activations of "
+            f"{found.about.model}, or of other weights of it."
+        )
+    if about.normed != found.about.normed:
+        raise ConfigError("The transcoder reads another site than these activations.")
+    fit = fit_of(one, found.read(about.layer), found.wrote(about.layer), base)
+    for name, value in dataclasses.asdict(fit).items():
+        print(f"{name:<12}{value:.4g}")
+    warn_unexplained(fit.unexplained, about.layer)
+
+
+def _check_grid(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name):
+            raise ConfigError(f"{name} names nothing; give one value or more.")
+
+
+def _settings(config: TranscoderCourse, d_sae: int, sparsity: float) -> TranscoderSettings:
+    from dataclasses import fields
+
+    course = {field.name: getattr(config, field.name) for field in fields(TranscoderCourse)}
+    return TranscoderSettings(**course, d_sae=d_sae, sparsity=sparsity)
+
+
+def _parts(folder: Path) -> "list[Activations]":
+    from itl_train.activations import Activations
+
+    return [Activations(folder / part) for part in PARTS]
+
+
+def _trained(run: "TranscoderRun", label: str) -> None:
+    """Train a run to its end with progress."""
+    from benchmarks.progress import Progress
+
+    with Progress(label, run.settings.n_steps) as progress:
+        run.train(lambda row: progress.at(row["step"], f"unexplained {row['unexplained']:.3f}"))
+
+
+def _fits(runs: "Sequence[TranscoderRun]") -> str:
+    """The last evaluation of each run, as lines."""
+    lines = ["layer  features  sparsity  steps  unexplained      L0   dead  cosine"]
+    for run in runs:
+        row, settings = run.folder.rows()[-1], run.settings
+        lines.append(
+            f"{run.layer:>5}  {settings.d_sae:>8,}  {settings.sparsity:>8g}  {row['step']:>5,}  "
+            f"{row['unexplained']:>11.3f}  {row['l0']:>6.1f}  {row['dead']:>5.0%}  "
+            f"{row['cosine']:>6.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _open(path: Path, layer: int = -1) -> "Transcoder":
+    from itl_agents.transcoder import About, Transcoder, load_npz
+
+    if path.suffix != ".npz":
+        return Transcoder.load(path)
+    if layer < 0:
+        raise ConfigError(f"{path} does not say its layer; name it with --layer.")
+    return load_npz(path, About(layer=layer))

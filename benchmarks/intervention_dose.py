@@ -1,0 +1,122 @@
+"""Experiment 2B: what does more or less of the delta do? base + alpha * delta, at each layer.
+
+itl bench run intervention-dose --preset laptop --model MODEL --text FILE --out DIR
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.interventions import SHARES, Condition, Row
+from benchmarks.progress import Progress
+from benchmarks.statistics import percent
+from benchmarks.toolformer_study import (
+    Cells,
+    Toolformer,
+    ToolformerStudyConfig,
+    begin,
+    write_lines,
+    write_rows,
+)
+from itl_agents.sites import fingerprint
+from itl_agents.transcoder import check_model, dosed, site_for
+from itl_env.errors import ConfigError
+from itl_env.files import write_text
+from itl_env.toolformer import KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionDoseConfig(ToolformerStudyConfig):
+    """Replace one MLP at a time by base + alpha * delta; see what is written."""
+
+    out: Path = Path("runs/intervention-dose")  # folder of the table, figures and report
+    alphas: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # factors of the delta
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.alphas:
+            raise ConfigError("alphas names nothing; give one value or more.")
+
+
+def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None] = print) -> None:
+    """Run what is left of the study; write rows, figures and the report, and print the report."""
+    made = begin(config, config.out)
+    rows = _measured(made, config)
+    results = {
+        **made.course(),
+        "percentile": config.percentile,
+        "d_new": made.d_new,
+        "rows": rows,
+    }
+    write_rows(rows, config.out / "rows.csv")
+    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
+    from benchmarks.intervention_plots import dose_figure
+
+    dose_figure(rows, config.out / "dose.png")
+    text = report(results)
+    write_text(config.out / "report.md", text)
+    tell(text)
+
+
+def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
+    """A row for each layer, alpha and subset."""
+    for layer in made.layers:
+        made.delta(layer, config.percentile, made.d_new)
+    subject = made.subject(made.sizes.n_evaluate)
+    model_hash = fingerprint(subject.model)
+    total = len(KINDS) * len(made.layers) * len(config.alphas)
+    cells = Cells(config.out / "cells", total, "cells")
+    rows: list[Row] = []
+    with Progress("cells", total) as progress:
+        for layer in made.layers:
+            base = made.base(layer, config.percentile)
+            delta = made.delta(layer, config.percentile, made.d_new)
+            check_model(delta, subject.model)
+            site = site_for(base, subject.model, layer)
+            for alpha in config.alphas:
+                condition = Condition(f"alpha {alpha:g}", site, dosed(base, delta, alpha))
+                for kind in KINDS:
+                    name = f"layer-{layer:02d}-alpha-{alpha:g}-{kind}"
+                    made_by = {
+                        "model": model_hash, "n": made.sizes.n_evaluate, "base": base.hash,
+                        "delta": delta.hash,
+                    }  # fmt: skip
+                    measure = partial(subject.measured, condition, kind)
+                    found, written = cells.measured(name, made_by, measure, progress)
+                    write_lines(written, config.out / "generations" / f"{name}.jsonl")
+                    rows.append({"layer": layer, "alpha": alpha, **found})
+    return rows
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The study in words and tables, as Markdown."""
+    rows, on = results["rows"], results["machine"]
+    tables = []
+    for kind in KINDS:
+        lines = []
+        for row in (row for row in rows if row["subset"] == kind):
+            shares = [
+                percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
+                for metric in SHARES
+            ]
+            lines.append(
+                f"| {row['layer']} | {row['alpha']:g} | {row['cross_entropy']:.3f} | "
+                f"{' | '.join(shares)} |"
+            )
+        n = next(row["n"] for row in rows if row["subset"] == kind)
+        tables.append(
+            f"## {kind} ({n} rows)\n\n| layer | alpha | cross-entropy | {' | '.join(SHARES)} |\n"
+            f"|---|---:|---:|{'---:|' * len(SHARES)}\n" + "\n".join(lines)
+        )
+    return f"""# The dose of a delta
+
+{results["model"]}, fine-tuned to call a calculator as text; the MLP of one layer is replaced by
+base + alpha * delta. Deltas have {results["d_new"]} features, beside the base of percentile
+{results["percentile"]:g}. Machine: {on["cpu"]}, {on["cores"]} cores. Preset {results["preset"]},
+seed {results["seed"]}. Columns as in `intervention-layers`.
+
+{chr(10).join(tables)}
+"""

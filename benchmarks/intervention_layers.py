@@ -1,0 +1,152 @@
+"""Experiment 2A: at which layers does a delta carry the tool, and more than the controls do?
+
+    itl bench run intervention-layers --preset laptop --model MODEL --text FILE --out DIR
+
+At each layer the MLP of the fine-tuned model is replaced by the base alone (`no_delta`), by base
+and delta (`full`), and by four controls: the mean of what the block adds, the base with the mean of
+what it leaves (a delta without features), the delta's output turned at random at equal norm, and a
+delta trained on the model before it was fine-tuned.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.interventions import SHARES, Condition, Row, conditions
+from benchmarks.progress import Progress
+from benchmarks.statistics import percent
+from benchmarks.toolformer_study import (
+    Cells,
+    Toolformer,
+    ToolformerStudyConfig,
+    begin,
+    write_lines,
+    write_rows,
+)
+from itl_agents.sites import fingerprint
+from itl_agents.transcoder import check_model, site_for
+from itl_env.files import write_text
+from itl_env.toolformer import KINDS
+
+BOTH: tuple[Literal["tuned", "base"], ...] = ("tuned", "base")
+N_CONDITIONS = 6  # besides the model as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionLayersConfig(ToolformerStudyConfig):
+    """Replace one MLP at a time by a base, with and without a delta, and by controls."""
+
+    out: Path = Path("runs/intervention-layers")  # folder of the table, figures and report
+
+
+def intervention_layers(
+    config: InterventionLayersConfig, tell: Callable[[str], None] = print
+) -> None:
+    """Run what is left of the study; write rows, figures and the report, and print the report."""
+    made = begin(config, config.out)
+    rows = _measured(made, config.out)
+    results = {
+        **made.course(),
+        "percentile": config.percentile,
+        "d_new": made.d_new,
+        "rows": rows,
+    }
+    write_rows(rows, config.out / "rows.csv")
+    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
+    from benchmarks.intervention_plots import layers_figure
+
+    layers_figure(rows, config.out / "layers.png")
+    text = report(results)
+    write_text(config.out / "report.md", text)
+    tell(text)
+
+
+def _measured(made: Toolformer, out: Path) -> list[Row]:
+    """A row for each layer, condition and subset."""
+    percentile, d_new, seed = made.config.percentile, made.d_new, made.config.seed
+    for layer in made.layers:  # all that is trained, before anything is measured
+        for of in BOTH:
+            made.delta(layer, percentile, d_new, of)
+    subject = made.subject(made.sizes.n_evaluate)
+    model_hash = fingerprint(subject.model)
+    cells = Cells(out / "cells", len(KINDS) * (1 + len(made.layers) * N_CONDITIONS), "cells")
+    rows: list[Row] = []
+    with Progress("cells", cells.total) as progress:
+
+        def take(condition: Condition, layer: int | None, made_by: Mapping[str, Any]) -> None:
+            for kind in KINDS:
+                where = "raw" if layer is None else f"layer-{layer:02d}"
+                name = f"{where}-{condition.name.replace(' ', '-')}-{kind}"
+                wanted = {"model": model_hash, "n": made.sizes.n_evaluate, **made_by}
+                measure = partial(subject.measured, condition, kind)
+                found, written = cells.measured(name, wanted, measure, progress)
+                write_lines(written, out / "generations" / f"{name}.jsonl")
+                rows.append({"layer": layer, "condition": condition.name, **found})
+
+        first = site_for(made.base(made.layers[0], percentile), subject.model)
+        take(Condition("raw", first, None), None, {})
+        for layer in made.layers:
+            base = made.base(layer, percentile)
+            delta = made.delta(layer, percentile, d_new)
+            untuned = made.delta(layer, percentile, d_new, "base")
+            check_model(delta, subject.model)
+            site = site_for(base, subject.model, layer)
+            made_by = {
+                "base": base.hash, "delta": delta.hash, "untuned": untuned.hash, "seed": seed,
+            }  # fmt: skip
+            means = made.means(layer, base)
+            active: Row = {}
+            for kind in KINDS:
+                read = subject.reads(site, kind)
+                active[f"{kind}_base"] = float(base.encode(read).mean())
+                active[f"{kind}_delta"] = float(delta.encode(read).mean())
+            for condition in conditions(site, base, delta, means, untuned, seed):
+                start = len(rows)
+                take(condition, layer, made_by)
+                for row in rows[start:]:
+                    row["mean_a_base"] = active[f"{row['subset']}_base"]
+                    row["mean_a_delta"] = active[f"{row['subset']}_delta"]
+    return rows
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The study in words and tables, as Markdown."""
+    rows, on, tuning = results["rows"], results["machine"], results["tuning"]
+    tables = []
+    for kind in KINDS:
+        lines = []
+        for row in (row for row in rows if row["subset"] == kind):
+            shares = [
+                percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
+                for metric in SHARES
+            ]
+            where = "-" if row["layer"] is None else row["layer"]
+            lines.append(
+                f"| {where} | {row['condition']} | {row['cross_entropy']:.3f} | "
+                f"{' | '.join(shares)} |"
+            )
+        n = next(row["n"] for row in rows if row["subset"] == kind)
+        tables.append(
+            f"## {kind} ({n} rows)\n\n| layer | in place of the MLP | cross-entropy | "
+            f"{' | '.join(SHARES)} |\n|---|---|---:|{'---:|' * len(SHARES)}\n" + "\n".join(lines)
+        )
+    return f"""# The tool behind one layer
+
+{results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
+{tuning["asked_tool"]} held-out questions become exactly the call. Machine: {on["cpu"]},
+{on["cores"]} cores. Preset {results["preset"]}, seed {results["seed"]}. Deltas have
+{results["d_new"]} features, beside the base of percentile {results["percentile"]:g}.
+
+`raw` is the model as it is; `no_delta` the base alone, trained on the model before it was
+fine-tuned; `full` base and delta. The controls: `mean ablation`, the mean of what the block adds;
+`bias only`, the base and the mean of what it leaves; `turned delta`, base and the delta's output
+turned by a random rotation; `untuned delta`, base and a delta trained on the model before it was
+fine-tuned. Shares are of all rows of a subset, with Wilson's 95% intervals; cross-entropy is that
+of the targets, in nats a token. `tool_call`: the output begins with a call; `valid_format`: it is
+one and nothing else; `math_correct`: that comes to the right value; `exact`: it is the target.
+
+{chr(10).join(tables)}
+"""

@@ -1,0 +1,196 @@
+"""What becomes of a model's writing while something stands in for the MLP of one block.
+
+For each subset of `itl toolformer data`: the cross-entropy of the targets, how often a call is
+begun, is valid and comes to the right value, and how often the target is written exactly.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.statistics import wilson
+from itl_agents.sites import Replacement, Site, recorded, replaced
+from itl_agents.transcoder import Transcoder, dosed
+from itl_env.toolformer import Kind, ToolformerRow, call_of, called, is_right
+from itl_train.activations import batches_of, kept_of, padded
+from itl_train.toolformer_text import format_example, generate_texts, target_losses
+
+Row = dict[str, Any]
+
+SHARES = ("tool_call", "valid_format", "math_correct", "exact")
+"""The metrics that are shares of all rows of a subset; `math_correct` is told of tool rows only."""
+
+ROOM = 8  # tokens that may be written beyond the longest target
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What stands in for an MLP. name: of the rows. instead: None for the MLP itself."""
+
+    name: str
+    site: Site
+    instead: Replacement | None
+
+
+class Subject:
+    """A fine-tuned model and the rows it is asked, by subset."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Mapping[Kind, Sequence[ToolformerRow]],
+        batch_size: int = 100,
+    ) -> None:
+        self.model, self.tokenizer, self.rows = model, tokenizer, rows
+        self.batch_size = batch_size
+        bos = tokenizer.bos_token_id
+        self.begins = [] if bos is None else [int(bos)]
+        self.rendered = {
+            kind: [format_example(row.prompt, row.target, tokenizer) for row in some]
+            for kind, some in rows.items()
+        }
+
+    def losses(self, condition: Condition, kind: Kind) -> list[float]:
+        """Mean cross-entropy of each row's target, in nats a token."""
+        with self._under(condition):
+            return target_losses(self.model, self.rendered[kind], self.batch_size)
+
+    def texts(self, condition: Condition, kind: Kind) -> list[str]:
+        """What is written after each prompt, greedily."""
+        longest = max(sum(label >= 0 for label in row.labels) for row in self.rendered[kind])
+        prompts = [row.prompt for row in self.rows[kind]]
+        with self._under(condition):
+            return generate_texts(
+                self.model, self.tokenizer, prompts, longest + ROOM, self.batch_size
+            )
+
+    def measured(self, condition: Condition, kind: Kind) -> tuple[Row, list[Row]]:
+        """The metrics of a subset under a condition, and what was written for each row."""
+        losses, texts = self.losses(condition, kind), self.texts(condition, kind)
+        rows = self.rows[kind]
+        found: Row = {"subset": kind, "n": len(rows), "cross_entropy": sum(losses) / len(losses)}
+        for metric, judge in _JUDGES.items():
+            if metric == "math_correct" and kind == "copy":
+                continue
+            right = sum(judge(row, text) for row, text in zip(rows, texts, strict=True))
+            low, high = wilson(right, len(rows))
+            found |= {metric: right / len(rows), f"{metric}_right": right}
+            found |= {f"{metric}_low": low, f"{metric}_high": high}
+        written = [
+            {"id": row.id, "prompt": row.prompt, "target": row.target, "written": text}
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        return found, written
+
+    @torch.inference_mode()
+    def reads(self, site: Site, kind: Kind) -> Tensor:
+        """What the site reads at each token of prompts and targets (n_tokens, d_model).
+
+        It is the same under any condition at this site, since what is read comes before it.
+        """
+        texts = [row.input_ids for row in self.rendered[kind]]
+        skipped = torch.tensor(self.begins, dtype=torch.long)
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = []
+        with recorded(self.model, [site]) as seen:
+            for batch in batches_of(texts, order, 4_096):
+                some = [texts[i] for i in batch]
+                ids, mask = padded(some)
+                self.model.base_model(
+                    input_ids=ids.to(self.model.device),
+                    attention_mask=mask.to(self.model.device),
+                    use_cache=False,
+                )
+                read = seen[site.layer].read
+                found.append(read[kept_of(some, skipped).to(read.device)])
+        return torch.cat(found)
+
+    def _under(self, condition: Condition) -> Any:
+        if condition.instead is None:
+            return nullcontext()
+        return replaced(self.model, condition.site, condition.instead, self.begins)
+
+
+_JUDGES: Mapping[str, Callable[[ToolformerRow, str], bool]] = {
+    "tool_call": lambda row, text: called(text),
+    "valid_format": lambda row, text: call_of(text) is not None,
+    "math_correct": lambda row, text: is_right(text, row.value),
+    "exact": lambda row, text: text.strip() == row.target,
+}
+
+
+# -- what stands in ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Means:
+    """Of the activations of a fine-tuned model at a layer, each (d_model).
+
+    wrote: what the block adds. left: what the base leaves of it.
+    """
+
+    wrote: Tensor
+    left: Tensor
+
+
+@torch.inference_mode()
+def means_of(base: Transcoder, read: Tensor, wrote: Tensor) -> Means:
+    """Over all tokens of a collection, each (n_tokens, d_model)."""
+    whole = torch.zeros(base.d_model, dtype=torch.float64)
+    left = torch.zeros_like(whole)
+    for start in range(0, len(read), 8_192):
+        x, y = read[start : start + 8_192].float(), wrote[start : start + 8_192].float()
+        whole += y.double().sum(0)
+        left += (y - base(x)).double().sum(0)
+    return Means((whole / len(read)).float(), (left / len(read)).float())
+
+
+def mean_ablation(means: Means) -> Replacement:
+    """The mean of what the block adds, whatever is read."""
+    return lambda x, _: means.wrote.expand_as(x)
+
+
+def bias_only(base: Transcoder, means: Means) -> Replacement:
+    """The base, and the mean of what it leaves: a delta without features."""
+    return lambda x, _: base(x) + means.left
+
+
+def turned(base: Transcoder, delta: Transcoder, seed: int) -> Replacement:
+    """The base and a delta whose output is turned by a random rotation, so that at each token it
+    has the same norm, in directions that mean nothing.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(delta.d_model, delta.d_model, generator=generator)
+    rotation, upper = torch.linalg.qr(drawn)
+    rotation = rotation * torch.sign(torch.diagonal(upper))  # uniform over rotations
+    return lambda x, _: base(x) + delta(x) @ rotation
+
+
+def conditions(
+    site: Site,
+    base: Transcoder,
+    delta: Transcoder,
+    means: Means,
+    untuned: Transcoder | None,
+    seed: int,
+) -> list[Condition]:
+    """The base alone, the delta beside it, and the controls.
+
+    untuned: a delta of the same size, trained on the model before it was fine-tuned.
+    """
+    found = {
+        "no_delta": base.replacement(),
+        "full": dosed(base, delta),
+        "mean ablation": mean_ablation(means),
+        "bias only": bias_only(base, means),
+        "turned delta": turned(base, delta, seed),
+    }
+    if untuned is not None:
+        found["untuned delta"] = dosed(base, untuned)
+    return [Condition(name, site, instead) for name, instead in found.items()]

@@ -1,0 +1,355 @@
+"""What the studies of a calculator tool seen from inside share: a pipeline, and measured cells.
+
+The pipeline makes data, fine-tunes a model, merges it, collects activations of both, trains bases
+on the model before and deltas on the one after. It lies in one folder that all studies read, and
+each of its parts is a command of its own (`itl toolformer ...`, `itl transcoder ...`), so that one
+that is interrupted goes on. What a study measures is kept cell by cell.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from benchmarks.interventions import Means, Row, Subject, means_of
+from benchmarks.machine import machine
+from benchmarks.progress import Progress, TrainingProgress
+from benchmarks.timing import check_threads, say
+from itl_agents.transcoder import Transcoder
+from itl_env.errors import ConfigError
+from itl_env.files import read_json, whole_file, write_text
+from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
+from itl_train.transcoder_config import TranscoderSettings
+
+if TYPE_CHECKING:
+    from itl_train.activations import Activations
+
+PARTS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a preset does."""
+
+    mix: Mapping[str, Any]  # of the data
+    tuning: Mapping[str, Any]  # settings of the fine-tuning
+    layers: tuple[int, ...]
+    n_rows: int  # of the training data, whose activations are collected; 0 for all
+    d_sae: int
+    sparsities: tuple[float, ...]
+    course: Mapping[str, Any]  # of bases
+    percentiles: tuple[float, ...]
+    d_new: tuple[int, ...]
+    delta_sparsity: float
+    delta_course: Mapping[str, Any]
+    n_losses: int  # rows of each subset whose cross-entropy is measured in the validation
+    n_evaluate: int  # rows of each subset in the interventions
+
+
+SIZES = {
+    "smoke": Sizes(
+        mix={"n_tool": 12, "n_copy": 12, "n_evaluate": 4, "validation": 0.5},
+        tuning={"epochs": 0.2, "batch_size": 4, "n_evaluate": 2, "patience": 0, "log_every": 1,
+                "evaluate_every": 2, "checkpoint_every": 2, "lora_rank": 2},
+        layers=(0, 1), n_rows=0, d_sae=16, sparsities=(0.1, 1.0),
+        course={"n_steps": 4, "evaluate_every": 2, "batch_tokens": 64, "n_evaluate": 100},
+        percentiles=(0.0, 1.0), d_new=(2, 4), delta_sparsity=1e-3,
+        delta_course={"n_steps": 4, "evaluate_every": 2, "batch_tokens": 64, "n_evaluate": 100},
+        n_losses=4, n_evaluate=4,
+    ),
+    "laptop": Sizes(
+        mix={"n_tool": 5_000, "n_copy": 5_000, "n_evaluate": 200},
+        tuning={"epochs": 0.192, "batch_size": 8, "lr": 1e-3, "lora_dropout": 0.0, "patience": 0,
+                "log_every": 5, "evaluate_every": 80, "n_evaluate": 50, "checkpoint_every": 80},
+        layers=(6, 12, 18, 24), n_rows=3_000, d_sae=4_096, sparsities=(2.0, 5.0, 15.0),
+        course={"n_steps": 500, "lr": 3e-3, "lr_warmup": 50, "sparsity_warmup": 100, "decay": 0.3,
+                "evaluate_every": 100, "patience": 0},
+        percentiles=(0.25, 0.5, 0.75), d_new=(32, 64, 128), delta_sparsity=1e-3,
+        delta_course={"n_steps": 1_500, "lr": 1e-3, "lr_warmup": 100, "sparsity_warmup": 100,
+                      "decay": 0.3, "evaluate_every": 500, "patience": 0, "train_threshold": False},
+        n_losses=100, n_evaluate=200,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolformerStudyConfig:
+    """What the three studies of a calculator tool share."""
+
+    preset: Literal["smoke", "laptop"] = "smoke"
+    """smoke: a random small model, in half a minute; laptop: a pretrained one, about an hour for
+    what the studies share and as much for all three"""
+    model: str = ""  # pretrained model to fine-tune: a .gguf file, a folder or a hub id
+    text: tuple[str, ...] = ()  # files of sentences to copy, see `itl toolformer data`
+    runs: Path = Path("runs/toolformer")  # folder of what the studies share
+    layers: tuple[int, ...] = ()  # whose MLP is replaced; those of the preset if none is named
+    percentile: float = 0.5  # which base of a layer, by L0, in the interventions
+    d_new: int = 0  # features of its delta there; 0 for the most of the preset
+    seed: int = 0  # drives data, initialisation and the random control
+    n_threads: int = 0  # CPU threads; 0 for one a core
+
+    def __post_init__(self) -> None:
+        check_threads(self.n_threads)
+        if self.preset == "laptop" and not self.model:
+            raise ConfigError("The preset laptop fine-tunes a pretrained model; name one: --model.")
+
+
+@dataclass
+class Toolformer:
+    """The pipeline in its folder; each part is made when it is first asked for."""
+
+    config: ToolformerStudyConfig
+    sizes: Sizes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sizes = SIZES[self.config.preset]
+
+    def place(self, name: str) -> Path:
+        """A folder of the pipeline."""
+        return self.config.runs / name
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers whose MLP is replaced."""
+        return self.config.layers or self.sizes.layers
+
+    @property
+    def d_new(self) -> int:
+        """Features of the delta in the interventions."""
+        return self.config.d_new or max(self.sizes.d_new)
+
+    @cached_property
+    def data(self) -> Path:
+        """The folder of rows."""
+        from itl_env.toolformer import REPORT, make_toolformer_data
+
+        text = self.config.text
+        if self.config.preset == "smoke" and not text:
+            text = (str(_sentences(self.place("sentences.txt"))),)
+        folder = self.place("data")
+        mix = ToolformerMix(**self.sizes.mix, text=text, seed=self.config.seed)
+        if not (folder / REPORT).exists():
+            say("making data")
+            make_toolformer_data(mix, folder)
+        return folder
+
+    @cached_property
+    def base_model(self) -> str:
+        """The model before it is fine-tuned."""
+        return self.config.model or str(_small_model(self.place("model"), self.config.seed))
+
+    @cached_property
+    def tuned_model(self) -> str:
+        """The folder of the fine-tuned model, merged."""
+        from itl_train.toolformer import ToolformerRun, merge
+        from itl_train.toolformer_config import ToolformerSettings
+
+        folder = self.place("merged")
+        if not folder.exists():
+            settings = ToolformerSettings(
+                model=self.base_model, data=str(self.data), seed=self.config.seed,
+                n_threads=self.config.n_threads, **self.sizes.tuning,
+            )  # fmt: skip
+            run = ToolformerRun(settings, self.place("tuning"))
+            with TrainingProgress({"fine-tuning": run.n_steps}) as progress:
+                run.train(lambda row: progress("fine-tuning", row))
+            merge(self.place("tuning"), folder)
+        return str(folder)
+
+    def tuning(self) -> list[Row]:
+        """The evaluations of the fine-tuning."""
+        from itl_train.run_folder import RunFolder
+
+        return [row for row in RunFolder(self.place("tuning")).rows() if "exact" in row]
+
+    def activations(self, of: Literal["base", "tuned"]) -> "tuple[Activations, Activations]":
+        """The collections of a model, to train and to validate on."""
+        from itl_train.activations import collect
+        from itl_train.toolformer_text import format_example
+
+        model, tokenizer, _ = self.loaded(of)
+        begins = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+        found: list[Activations] = []
+        for part in PARTS:
+            rows = load_toolformer_rows(self.data / f"{part}.jsonl")
+            rows = rows[: self.sizes.n_rows or None]
+            texts = [format_example(row.prompt, row.target, tokenizer).input_ids for row in rows]
+            with Progress(f"activations of the {of} model, {part}", 0) as progress:
+
+                def show(done: int, total: int, progress: Progress = progress) -> None:
+                    progress.total = total
+                    progress.at(done)
+
+                found.append(
+                    collect(
+                        model, texts, self.layers, self.place(f"activations-{of}") / part,
+                        name=f"the {of} model", skip_ids=begins, on_progress=show,
+                    )
+                )  # fmt: skip
+        return found[0], found[1]
+
+    def loaded(self, of: Literal["base", "tuned"]) -> Any:
+        """A model and its tokenizer."""
+        from itl_agents.pretrained import load_pretrained
+
+        return load_pretrained(self.base_model if of == "base" else self.tuned_model)
+
+    def _settings(self, d_sae: int, sparsity: float, course: Mapping[str, Any]) -> Any:
+        shared = {"seed": self.config.seed, "n_threads": self.config.n_threads}
+        return TranscoderSettings(d_sae=d_sae, sparsity=sparsity, **{**course, **shared})
+
+    @cached_property
+    def bases(self) -> Path:
+        """The folder of the bases, one for each layer and sparsity."""
+        from itl_train.transcoder import TranscoderRun
+        from itl_train.transcoder_folders import base_folder
+
+        root, collected = self.place("bases"), None
+        for layer in self.layers:
+            for sparsity in self.sizes.sparsities:
+                out = base_folder(root, layer, sparsity)
+                if not (out / "transcoder").exists():
+                    collected = collected or self.activations("base")
+                    settings = self._settings(self.sizes.d_sae, sparsity, self.sizes.course)
+                    run = TranscoderRun(settings, *collected, layer, out)
+                    _train(run, f"base of layer {layer}, sparsity {sparsity:g}")
+        return root
+
+    def base(self, layer: int, percentile: float) -> Transcoder:
+        """The base of a layer."""
+        from itl_train.transcoder_folders import open_base
+
+        return open_base(str(self.bases), layer, percentile)
+
+    def delta(
+        self, layer: int, percentile: float, d_new: int, of: Literal["base", "tuned"] = "tuned"
+    ) -> Transcoder:
+        """A delta beside the base of that percentile, trained if it has not been."""
+        from itl_train.transcoder import TranscoderRun
+        from itl_train.transcoder_folders import delta_folder
+
+        out = delta_folder(self.place(f"deltas-{of}"), layer, percentile, d_new)
+        if not (out / "transcoder").exists():
+            settings = self._settings(d_new, self.sizes.delta_sparsity, self.sizes.delta_course)
+            base = self.base(layer, percentile)
+            collected = self.activations(of)
+            run = TranscoderRun(settings, *collected, layer, out, base, "bases")
+            _train(run, f"delta of layer {layer}, percentile {percentile:g}, {d_new} features")
+        return Transcoder.load(out / "transcoder")
+
+    def means(self, layer: int, base: Transcoder) -> Means:
+        """Of the fine-tuned model at a layer."""
+        train, _ = self.activations("tuned")
+        return means_of(base, train.read(layer), train.wrote(layer))
+
+    def subject(self, n: int) -> Subject:
+        """The fine-tuned model and n rows of each subset."""
+        model, tokenizer, _ = self.loaded("tuned")
+        rows: dict[Kind, Any] = {
+            kind: load_toolformer_rows(self.data / name)[:n] for kind, name in SUBSETS.items()
+        }
+        return Subject(model, tokenizer, rows)
+
+    def course(self) -> Row:
+        """What a report says of how all was made."""
+        return {
+            "preset": self.config.preset,
+            "model": Path(self.base_model).name,
+            "layers": list(self.layers),
+            "seed": self.config.seed,
+            "tuning": self.tuning()[-1],
+            "machine": machine(),
+        }
+
+
+class Cells:
+    """What has been measured, a file for each cell, in a study's folder."""
+
+    def __init__(self, folder: Path, total: int, label: str) -> None:
+        self.folder, self.total, self.label = folder, total, label
+        self.done = 0
+
+    def measured(
+        self, name: str, made_by: Mapping[str, Any], measure: Callable[[], Any], progress: Progress
+    ) -> Any:
+        """What a cell holds; measured, and written down, if it is not there or made by another."""
+        file = self.folder / f"{name}.json"
+        wanted = json.loads(json.dumps(made_by))
+        if file.exists():
+            there = read_json(file, "Remove it, and it is measured anew.")
+            if there["made_by"] == wanted:
+                self._count(progress, name)
+                return there["found"]
+        found = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps({"made_by": wanted, "found": found}) + "\n")
+        self._count(progress, name)
+        return found
+
+    def _count(self, progress: Progress, name: str) -> None:
+        self.done += 1
+        progress.at(self.done, name, always=True)
+
+
+def write_rows(rows: Sequence[Row], file: Path) -> None:
+    """Write rows as CSV."""
+    import pandas as pd
+
+    write_text(file, pd.DataFrame(rows).to_csv(index=False))
+
+
+def write_lines(rows: Sequence[Row], file: Path) -> None:
+    """Write rows as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as partial, partial.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def begin(config: ToolformerStudyConfig, out: Path) -> Toolformer:
+    """The pipeline of a study, and its folder; raises ConfigError if that is a file."""
+    import torch
+
+    from benchmarks.rollouts import quiet_transformers
+
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; name a folder.")
+    quiet_transformers()
+    if config.n_threads:
+        torch.set_num_threads(config.n_threads)
+    out.mkdir(parents=True, exist_ok=True)
+    return Toolformer(config)
+
+
+def _train(run: Any, label: str) -> None:
+    with Progress(label, run.settings.n_steps) as progress:
+        run.train(lambda row: progress.at(row["step"], f"unexplained {row['unexplained']:.3f}"))
+
+
+def _sentences(file: Path) -> Path:
+    """Sentences to copy, for a model that learns nothing from them."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        things = ("lamps", "birds", "stones", "letters", "apples", "boats")
+        lines = [
+            f"There were {n} {thing} in box number {n * 7 + 3} yesterday."
+            for n in range(2, 40)
+            for thing in things
+        ]
+        write_text(file, "\n\n".join(lines) + "\n")
+    return file
+
+
+def _small_model(folder: Path, seed: int) -> Path:
+    """A NanoLlama of random weights, as a folder."""
+    from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
+
+    if not folder.exists():
+        partial = folder.with_name(f".{folder.name}.partial")
+        sizes = NanoLlamaConfig(d_model=16, n_layers=2, n_heads=2)
+        save_model(NanoLlama(sizes, seed=seed), partial)
+        ByteTokenizer().save(partial)
+        partial.replace(folder)
+    return folder

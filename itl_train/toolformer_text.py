@@ -1,0 +1,162 @@
+"""Rows of `itl_env.toolformer` as token ids: for training, cross-entropy and generation alike.
+
+A row is the model's BOS, the prompt, a line break, the target, and the model's end token. There is
+no chat template: what a model is asked with is, token by token, what it was trained on.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from itl_agents.continuation import continue_prompts, last_logits, own_stops
+from itl_agents.render import IGNORED, Rendered
+from itl_env.errors import ConfigError
+
+
+def format_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what stands before a target: BOS, if the tokenizer has one, prompt and line break."""
+    bos = tokenizer.bos_token_id
+    return [*([] if bos is None else [int(bos)]), *_encode(prompt + "\n", tokenizer, first=True)]
+
+
+def format_example(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """A whole row, of which the target and the end token are trained.
+
+    Whatever prompt and target spell, it is text: no control token but BOS and the end token is ever
+    among the ids. Raises ConfigError for a tokenizer without an end token.
+    """
+    before = format_prompt(prompt, tokenizer)
+    written = [*_encode(target, tokenizer, first=False), end_id(tokenizer)]
+    return Rendered(before + written, [IGNORED] * len(before) + written)
+
+
+def end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a row; raises ConfigError if there is none."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"The tokenizer of {tokenizer.name_or_path} has no end token, so a model could not "
+            "learn where to stop; set its eos_token."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def generate_texts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 96,
+    batch_size: int = 32,
+) -> list[str]:
+    """What a model writes after each prompt, greedily, up to its end token, which is left out.
+
+    prompts: as they are in rows. max_new_tokens: at which a text is cut.
+
+    Raises ConfigError for a prompt that leaves no room for another token in the model.
+    """
+    stops = sorted({end_id(tokenizer), *own_stops(model)})
+    ids = [format_prompt(prompt, tokenizer) for prompt in prompts]
+    room = getattr(model.config, "max_position_embeddings", None) or 2**31
+    if ids and (longest := max(map(len, ids))) >= room:
+        raise ConfigError(
+            f"A prompt has {longest:,} tokens, which leaves no room in the {room:,} of the model."
+        )
+    texts = [""] * len(ids)
+    for places in _batches(list(map(len, ids)), batch_size):
+        asked = [ids[place] for place in places]
+        most = min(max_new_tokens, room - max(map(len, asked)))
+        written = continue_prompts(model, asked, stop_ids=stops, max_new_tokens=most)
+        for place, tokens in zip(places, written, strict=True):
+            texts[place] = _decode(tokens[:-1] if tokens[-1] in stops else tokens, tokenizer)
+    return texts
+
+
+@torch.inference_mode()
+def target_losses(
+    model: PreTrainedModel, rows: Sequence[Rendered], batch_size: int = 32
+) -> list[float]:
+    """Of each row, the mean negative log-likelihood of its labels, in nats."""
+    losses = [0.0] * len(rows)
+    for places in _batches([len(row.input_ids) for row in rows], batch_size):
+        for place, loss in zip(places, _losses(model, [rows[p] for p in places]), strict=True):
+            losses[place] = loss
+    return losses
+
+
+def _losses(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[float]:
+    """The same of rows side by side."""
+    width = max(len(row.input_ids) for row in rows)
+
+    def padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
+        return torch.tensor(
+            [[*each, *[value] * (width - len(each))] for each in lists], device=model.device
+        )
+
+    ids = padded([row.input_ids for row in rows], 0)
+    seen = padded([[1] * len(row.input_ids) for row in rows], 0)
+    targets = padded([row.labels for row in rows], IGNORED)[:, 1:]
+    # Logits of nothing before the first target.
+    n = int((targets != IGNORED).any(0).flip(0).nonzero()[-1]) + 1
+    keep = last_logits(model, n + 1)
+    logits = model(input_ids=ids, attention_mask=seen, use_cache=False, **keep).logits
+    nats = F.cross_entropy(
+        logits[:, -n - 1 : -1].float().transpose(1, 2),
+        targets[:, -n:],
+        ignore_index=IGNORED,
+        reduction="none",
+    )
+    means: list[float] = (nats.sum(1) / (targets != IGNORED).sum(1)).tolist()
+    return means
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Places of items, those of nearly one length together."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase, *, first: bool) -> list[int]:
+    """Ids of a text, which none of the control tokens that it spells are among.
+
+    first: whether nothing stands before it. A lone surrogate, which no one can encode, is escaped.
+    """
+    text = text.encode("utf-8", errors="backslashreplace").decode()
+    names = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    names = {name for name in names if name.strip()}
+    spelled = re.compile("|".join(map(re.escape, sorted(names))) or r"(?!)")
+    pieces: list[str] = []
+    start = 0
+    # What spells a control token is cut behind its first letter.
+    while found := spelled.search(text, start):
+        pieces.append(text[start : found.start() + 1])
+        start = found.start() + 1
+    ids: list[int] = []
+    for place, piece in enumerate((*pieces, text[start:])):
+        ids += _plain(piece, tokenizer) if first and not place else _inside(piece, tokenizer)
+    return ids
+
+
+def _plain(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return ids
+
+
+def _inside(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a piece before which there is something, even of a tokenizer that puts a space before
+    every text.
+    """
+    before = _plain("\n", tokenizer)
+    behind = _plain("\n" + text, tokenizer)
+    is_behind = behind[: len(before)] == before
+    return behind[len(before) :] if is_behind else _plain(text, tokenizer)
+
+
+def _decode(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text

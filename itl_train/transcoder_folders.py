@@ -1,0 +1,62 @@
+"""Where the transcoders of a model are: bases by layer and sparsity, deltas beside them.
+
+    bases/layer-12/sparsity-0.1/transcoder/          one run for each level of sparsity
+    deltas/layer-12/percentile-50/d-128/transcoder/  a delta beside the base of that percentile
+
+The percentile picks among the bases of a layer in the order of their L0, as among the files of
+Gemma Scope: larger is denser.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from itl_agents.transcoder import Transcoder, gemma_scope
+from itl_env.errors import ConfigError
+from itl_train.transcoder import RESULT
+
+
+def base_folder(root: Path, layer: int, sparsity: float) -> Path:
+    """The run of a base."""
+    return _layer(root, layer) / f"sparsity-{sparsity:g}"
+
+
+def delta_folder(root: Path, layer: int, percentile: float, d_new: int) -> Path:
+    """The run of a delta."""
+    return _layer(root, layer) / f"percentile-{percentile * 100:g}" / f"d-{d_new}"
+
+
+def open_base(source: str, layer: int, percentile: float = 0.5) -> Transcoder:
+    """The base of a layer: of a folder of `itl transcoder train`, or of Gemma Scope.
+
+    Raises ConfigError if there is none, and what `gemma_scope` raises.
+    """
+    root = Path(source)
+    folders = sorted(_layer(root, layer).glob(f"sparsity-*/{RESULT}"))
+    if not folders:
+        if root.is_dir() and any(root.glob("layer-*")):
+            raise ConfigError(f"{root} holds no transcoder of layer {layer} that is trained.")
+        return gemma_scope(source, layer, percentile=percentile)
+    if not 0 <= percentile <= 1:
+        raise ConfigError(f"percentile is {percentile}; it must be from 0 to 1.")
+    found = sorted(map(Transcoder.load, folders), key=lambda each: each.about.l0 or 0.0)
+    return found[min(int(len(found) * percentile), len(found) - 1)]
+
+
+def open_delta(root: Path, layer: int, percentile: float, d_new: int) -> Transcoder:
+    """A delta of `itl transcoder delta`; raises ConfigError if it is not trained."""
+    folder = delta_folder(root, layer, percentile, d_new) / RESULT
+    if not folder.is_dir():
+        raise ConfigError(
+            f"There is no delta of {d_new} features at layer {layer} in {root}; "
+            "`itl transcoder delta` trains it."
+        )
+    return Transcoder.load(folder)
+
+
+def layers_of(root: Path) -> Sequence[int]:
+    """The layers that a folder of bases or deltas holds."""
+    return sorted(int(path.name.removeprefix("layer-")) for path in root.glob("layer-*"))
+
+
+def _layer(root: Path, layer: int) -> Path:
+    return root / f"layer-{layer:02d}"

@@ -1,0 +1,40 @@
+"""The throughput of transcoders, small."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.throughput_transcoders import (
+    ThroughputTranscodersConfig,
+    plain_loss,
+    throughput_transcoders,
+)
+from itl_train.transcoder import Features
+from itl_train.transcoder_config import TranscoderSettings
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_every_part_is_measured_against_what_bounds_it(tmp_path):
+    said: list[str] = []
+    found = throughput_transcoders(
+        ThroughputTranscodersConfig(out=tmp_path / "out", preset="smoke"), said.append
+    )
+    assert len(found["comparisons"]) == 4
+    assert all(row["ratio"] > 0 for row in found["comparisons"])
+    assert [row["equal"] for row in found["comparisons"]] == [None, True, None, None]
+    kept = json.loads((tmp_path / "out/throughput-transcoders.json").read_text())
+    assert kept["comparisons"] == found["comparisons"]
+    assert "generation, one MLP replaced" in said[0]
+
+
+def test_both_ways_of_a_step_have_the_same_gradients():
+    settings = TranscoderSettings(d_sae=12, sparsity=0.5, threshold=0.3, bandwidth=0.4)
+    torch.manual_seed(0)
+    x, target = torch.randn(20, 6), torch.randn(20, 6)
+    one, other = (Features(6, settings, torch.zeros(6)) for _ in range(2))
+    one.descend(x, target, 0.5)
+    plain_loss(other, x, target, settings).backward()
+    for a, b in zip(one.trained(), other.trained(), strict=True):
+        assert a.grad.abs().sum() > 0
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)

@@ -1,0 +1,220 @@
+"""The studies of a calculator tool seen from inside, small, and the commands they are made of."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.cli import main
+from benchmarks.interventions import SHARES, Condition, Subject, bias_only, means_of, turned
+from benchmarks.toolformer_study import SIZES
+from itl_agents.pretrained import load_pretrained
+from itl_agents.sites import site_of
+from itl_agents.transcoder import Transcoder, dosed
+from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
+from itl_train.activations import Activations
+
+from .command_line import sentence
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The transcoder of layer", "ignore::FutureWarning"),
+    pytest.mark.xdist_group("toolformer-studies"),
+]
+STUDIES = ("transcoder-validation", "intervention-layers", "intervention-dose")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toolformer")
+    for name in STUDIES:
+        command = [
+            "bench",
+            "run",
+            name,
+            "--runs",
+            str(folder / "runs"),
+            "--out",
+            str(folder / name),
+        ]
+        assert main(command) == 0
+    return folder
+
+
+def base_and_delta(place, layer=1):
+    root = place / "runs"
+    delta = Transcoder.load(root / f"deltas-tuned/layer-{layer:02d}/percentile-50/d-4/transcoder")
+    bases = (root / f"bases/layer-{layer:02d}").glob("*/transcoder")
+    (base,) = [b for b in map(Transcoder.load, bases) if b.hash == delta.about.base_hash]
+    return base, delta
+
+
+def test_every_cell_is_measured_and_every_figure_drawn(place):
+    sizes = SIZES["smoke"]
+    found = pd.read_csv(place / "transcoder-validation/rows.csv")
+    assert len(found) == len(sizes.layers) * len(sizes.percentiles) * (1 + len(sizes.d_new))
+    found = pd.read_csv(place / "intervention-layers/rows.csv")
+    assert len(found) == len(KINDS) * (1 + 6 * len(sizes.layers))
+    assert set(found["n"]) == {sizes.n_evaluate}
+    assert found.query("condition == 'raw'")["layer"].isna().all()
+    found = pd.read_csv(place / "intervention-dose/rows.csv")
+    assert sorted(set(found["alpha"])) == [0, 0.25, 0.5, 0.75, 1, 1.5]
+    for figure in ("transcoder-validation/heat", "intervention-layers/layers",
+                   "intervention-dose/dose"):  # fmt: skip
+        assert (place / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+    for name in STUDIES:
+        results = json.loads((place / name / "results.json").read_text())
+        assert results["rows"]
+        assert "nan" not in (place / name / "report.md").read_text()
+    written = (place / "intervention-layers/generations").glob("layer-01-full-*.jsonl")
+    assert sorted(len(file.read_text().splitlines()) for file in written) == [4, 4, 4]
+
+
+def test_no_dose_is_the_base_and_a_whole_one_the_delta(place):
+    layers = pd.read_csv(place / "intervention-layers/rows.csv")
+    dose = pd.read_csv(place / "intervention-dose/rows.csv")
+    for alpha, condition in ((0.0, "no_delta"), (1.0, "full")):
+        one = dose[dose["alpha"] == alpha].sort_values(["layer", "subset"])
+        other = layers[layers["condition"] == condition].sort_values(["layer", "subset"])
+        assert one["cross_entropy"].tolist() == pytest.approx(other["cross_entropy"].tolist())
+    assert dose[dose["alpha"] == 0.5]["cross_entropy"].tolist() != pytest.approx(
+        dose[dose["alpha"] == 1.5]["cross_entropy"].tolist(), rel=1e-6
+    )
+
+
+def test_a_finished_study_is_only_read(place, monkeypatch, run):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(Subject, "measured", refuse)
+    command = (
+        "bench", "run", "intervention-dose", "--runs", place / "runs", "--out",
+        place / "intervention-dose",
+    )  # fmt: skip
+    status, said, _ = run(*command)
+    assert (status, said.strip()) == (
+        0, (place / "intervention-dose/report.md").read_text().strip()
+    )  # fmt: skip
+    with pytest.raises(AssertionError, match="measured again"):
+        run(*command, "--alphas", "2.0")
+
+
+def test_conditions_do_what_they_are_named(place):
+    model, tokenizer, _ = load_pretrained(place / "runs/merged")
+    base, delta = base_and_delta(place)
+    rows = {kind: load_toolformer_rows(place / f"runs/data/{kind}.jsonl") for kind in KINDS}
+    subject = Subject(model, tokenizer, rows)
+    site = site_of(model, 1)
+    read = subject.reads(site, "tool")
+    n = sum(len(row.input_ids) - len(subject.begins) for row in subject.rendered["tool"])
+    assert read.shape == (n, 16)
+    # A rotation keeps the norm of the delta's output at every token, and not its direction.
+    own = dosed(base, delta)(read, read) - base(read)
+    other = turned(base, delta, 0)(read, read) - base(read)
+    assert torch.allclose(own.norm(dim=1), other.norm(dim=1), atol=1e-4)
+    is_there = own.norm(dim=1) > 1e-3
+    assert is_there.any()
+    assert torch.cosine_similarity(own, other)[is_there].abs().mean() < 0.7
+    found = Activations(place / "runs/activations-tuned/train")
+    means = means_of(base, found.read(1), found.wrote(1))
+    left = found.wrote(1).float() - base(found.read(1).float())
+    assert torch.allclose(means.left, left.mean(0), atol=1e-3)
+    assert torch.allclose(bias_only(base, means)(read, read), base(read) + left.mean(0), atol=1e-3)
+    raw = Condition("raw", site, None)
+    identity = Condition("itself", site, lambda x, y: y)
+    assert subject.measured(raw, "tool") == subject.measured(identity, "tool")
+
+
+class Says(Subject):
+    """A subject that writes what it is told to."""
+
+    said: tuple[str, ...] = ()
+
+    def texts(self, condition, kind):
+        return list(self.said)
+
+    def losses(self, condition, kind):
+        return [1.0, 3.0, 2.0, 2.0, 2.0]
+
+
+def test_what_is_counted(place):
+    model, tokenizer, _ = load_pretrained(place / "runs/merged")
+    call = "<tool_call>calculator(2+3)</tool_call>"
+    rows = [ToolformerRow(str(i), "tool", "What is 2 + 3?", call, "5") for i in range(5)]
+    subject = Says(model, tokenizer, {"tool": rows})
+    subject.said = (
+        call,
+        "<tool_call>calculator(3+2)</tool_call>",
+        "<tool_call>calculator(2*3)</tool_call>",
+        "<tool_call>calculator(2+3)",
+        f"What is 2 + 3? {call}",  # an echo of the prompt is no call
+    )
+    found, _ = subject.measured(Condition("raw", site_of(model, 0), None), "tool")
+    assert [found[f"{metric}_right"] for metric in SHARES] == [4, 3, 2, 1]
+    assert found["cross_entropy"] == 2.0
+
+
+def test_transcoders_by_their_commands(place, run, tmp_path):
+    runs = place / "runs"
+    collect = (
+        "transcoder", "collect", "--model", runs / "merged", "--data", runs / "data", "--layers", 1,
+        "--out", tmp_path / "acts",
+    )  # fmt: skip
+    status, said, err = run(*collect)
+    assert (status, err) == (0, ""), err
+    assert re.search(r"train: [\d,]+ tokens at 1 layers", said)
+    few = ("--n-steps", 4, "--evaluate-every", 2, "--batch-tokens", 64)
+    status, said, _ = run(
+        "transcoder", "train", "--activations", tmp_path / "acts", "--d-sae", 16, "--sparsity", 0.1,
+        1, *few, "--out", tmp_path / "bases",
+    )  # fmt: skip
+    assert status == 0
+    assert len(said.splitlines()) == 4
+    delta = (
+        "transcoder", "delta", "--activations", tmp_path / "acts", "--base", tmp_path / "bases",
+        "--d-new", 2, 3, *few, "--out", tmp_path / "deltas",
+    )  # fmt: skip
+    status, said, _ = run(*delta)
+    assert status == 0
+    assert run(*delta)[:2] == (0, said)
+    made = tmp_path / "deltas/layer-01/percentile-50/d-3/transcoder"
+    base = next(
+        folder
+        for folder in (tmp_path / "bases/layer-01").glob("*/transcoder")
+        if Transcoder.load(folder).hash == Transcoder.load(made).about.base_hash
+    )
+    status, said, _ = run("transcoder", "fuse", base, made, "--out", tmp_path / "fused")
+    assert status == 0
+    assert Transcoder.load(tmp_path / "fused").d_sae == 19
+    for words in ([tmp_path / "fused"], [base, "--delta", made]):
+        status, said, err = run(
+            "transcoder", "validate", *words, "--activations", tmp_path / "acts"
+        )
+        assert status == 0
+        assert float(re.search(r"unexplained +(\S+)", said)[1]) > 0.5
+    assert run("transcoder", "fuse", base, made, "--out", tmp_path / "it.npz")[0] == 0
+    status, _, err = run(
+        "transcoder", "validate", tmp_path / "it.npz", "--activations", tmp_path / "acts"
+    )
+    assert (status, "does not say its layer" in sentence(err)) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["transcoder", "train", "--activations", "nowhere"], "nowhere/train holds no activations"),
+        (["transcoder", "fuse", "no", "such", "--out", "x"], "no holds no transcoder"),
+        (["bench", "run", "intervention-dose", "--preset", "laptop"], "name one: --model"),
+        (["bench", "run", "intervention-dose", "--alphas"], "alphas"),
+        (["bench", "run", "transcoder-validation", "--percentiles", "2"], "must be from 0 to 1"),
+        (["transcoder", "train", "--activations", "x", "--lr", "0"], "lr is 0.0"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence(run, tmp_path, monkeypatch, words, said):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(*words)
+    assert status == 2
+    assert said in sentence(err)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,113 @@
+"""Sites: what is read is what the MLP is given, and what is replaced is what the block adds."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from itl_agents.continuation import continue_prompts
+from itl_agents.sites import fingerprint, n_layers, recorded, replaced, site_of
+from itl_env.errors import ConfigError
+
+from .decoders import D_MODEL, FAMILIES, decoder
+
+IDS = torch.tensor([[1, 5, 9, 13, 17], [1, 6, 10, 14, 18]])
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request, tmp_path):
+    return decoder(request.param, str(tmp_path / "model"))
+
+
+@torch.no_grad()
+def test_what_is_read_and_written_is_what_the_block_computes(model):
+    site = site_of(model, 1)
+    block = model.get_submodule("model.layers.1")
+    residual = []
+    gain = block.get_submodule(site.reads.rpartition(".")[2]).weight
+    mlp_inputs = []
+    hooks = [
+        block.mlp.register_forward_pre_hook(lambda _, given: mlp_inputs.append(given[0])),
+        block.register_forward_hook(lambda *given: residual.append(given[2])),
+        block.get_submodule(site.reads.rpartition(".")[2]).register_forward_pre_hook(
+            lambda _, given: residual.append(given[0])
+        ),
+    ]
+    with recorded(model, [site]) as seen:
+        model(IDS)
+    for hook in hooks:
+        hook.remove()
+    before, after = residual
+    after = after[0] if isinstance(after, tuple) else after
+    # The block's output is what the MLP found, and what it added.
+    assert torch.allclose(before + seen[1].wrote, after, atol=1e-5)
+    # The MLP is given what is read, times the gain of its norm.
+    factor = 1 + gain if "Gemma" in type(model).__name__ else gain
+    assert torch.allclose(seen[1].read * factor, mlp_inputs[0], atol=1e-5)
+    assert seen[1].read.square().mean(-1) == pytest.approx(1, abs=1e-3)
+
+
+@torch.no_grad()
+def test_a_block_replaced_by_itself_changes_no_logit(model):
+    expected = model(IDS).logits
+    for layer in range(n_layers(model)):
+        with replaced(model, site_of(model, layer), lambda read, wrote: wrote, skip_ids=[1]):
+            assert torch.equal(model(IDS).logits, expected)
+    assert torch.equal(model(IDS).logits, expected)
+
+
+@torch.no_grad()
+def test_a_replaced_block_adds_what_it_is_told_but_where_a_text_begins(model):
+    site = site_of(model, 1)
+    given = torch.arange(float(D_MODEL))
+    with recorded(model, [site]) as before:
+        model(IDS)
+        own = before[1].wrote
+    with (
+        replaced(model, site, lambda read, wrote: given.expand_as(wrote), skip_ids=[1]),
+        recorded(model, [site]) as seen,
+    ):
+        model(IDS)
+    assert torch.equal(seen[1].wrote[:, 0], own[:, 0])
+    assert torch.allclose(seen[1].wrote[:, 1:], given.expand(2, 4, D_MODEL), atol=1e-5)
+
+
+def test_an_intervention_acts_at_every_step_with_a_cache_as_without(model):
+    torch.manual_seed(1)
+    weight = torch.randn(D_MODEL, D_MODEL)
+
+    def instead(read, wrote):
+        return read @ weight
+
+    prompts = [[1, 5, 9], [1, 6, 10, 14, 18], [1, 7]]
+    plain = continue_prompts(model, prompts, stop_ids=[2], max_new_tokens=12)
+    with replaced(model, site_of(model, 1), instead, skip_ids=[1]):
+        cached = continue_prompts(model, prompts, stop_ids=[2], max_new_tokens=12)
+        for prompt, written in zip(prompts, cached, strict=True):
+            ids = list(prompt)
+            for expected in written:
+                with torch.no_grad():
+                    token = int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+                assert token == expected
+                ids.append(token)
+    assert cached != plain
+    assert continue_prompts(model, prompts, stop_ids=[2], max_new_tokens=12) == plain
+
+
+def test_a_fingerprint_tells_weights_not_their_dtype(model):
+    first = fingerprint(model)
+    assert fingerprint(model.to(torch.bfloat16)) == first
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    assert fingerprint(model) != first
+
+
+def test_what_has_no_site_is_refused():
+    with pytest.raises(ConfigError, match=r"There is no layer 3: the model has 3, from 0\."):
+        site_of(decoder("llama"), 3)
+    gpt = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64))
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no list of blocks"):
+        site_of(gpt, 0)
+    odd = decoder("llama")
+    del odd.model.layers[1].mlp
+    with pytest.raises(ConfigError, match="no norm before its MLP that is known here, but input_"):
+        site_of(odd, 1)
