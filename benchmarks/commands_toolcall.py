@@ -44,7 +44,7 @@ class ToolcallData:
     instructions: str = ""
     """a file of rows that need no tool (instruction, input, output), instead of the hub; `sample`
     for a few of our own"""
-    validation: float = 0.2  # share of the samples that is put aside
+    validation: float = 0.2  # share of the samples that is put aside, above 0 and below 1
     seed: int = 42  # draws, chooses and splits
 
     def __post_init__(self) -> None:

@@ -163,6 +163,7 @@ class TranscoderFuse:
     base: tyro.conf.Positional[Path]  # folder of the base, or a params.npz
     delta: tyro.conf.Positional[Path]  # folder of the delta
     out: Path  # new folder, or a file that ends in .npz
+    layer: int = -1  # of a params.npz, which does not say it
     alpha: float = 1.0  # factor of the delta
 
 
@@ -170,7 +171,7 @@ def transcoder_fuse(config: TranscoderFuse) -> None:
     """Fuse, and print where it is."""
     from itl_agents.transcoder import fuse
 
-    whole = fuse(_open(config.base), _open(config.delta), config.alpha)
+    whole = fuse(_open(config.base, config.layer), _open(config.delta), config.alpha)
     if config.out.suffix == ".npz":
         if config.out.exists():
             raise ConfigError(f"{config.out} is there already; name a new file.")

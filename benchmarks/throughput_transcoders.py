@@ -262,8 +262,9 @@ def report(results: dict[str, Any]) -> str:
     return f"""# Throughput of transcoders
 
 Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, torch {on["torch"]},
-{results["n_threads"]} threads. Preset {results["preset"]}; {results["model"]};
-d_model {sizes.model["hidden_size"]}, {sizes.d_sae:,} features, {sizes.batch_tokens:,} tokens a step.
+{results["n_threads"]} threads. Preset {results["preset"]}; {results["model"]}. Transcoders have a
+width of {sizes.model["hidden_size"]}, {sizes.d_sae:,} features and {sizes.batch_tokens:,} tokens a
+step.
 
 Figures are medians [lowest, highest] of the rounds; the sides take turns. A ratio is the share of
 what bounds the library that it reaches, or above 1 how much faster it is.

@@ -17,13 +17,14 @@ from benchmarks.interventions import Means, Row, Subject, means_of
 from benchmarks.machine import machine
 from benchmarks.progress import Progress, TrainingProgress
 from benchmarks.timing import check_threads, say
-from itl_agents.transcoder import Transcoder
+from itl_agents.transcoder import Transcoder, check_model
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, whole_file, write_text
 from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
 from itl_train.transcoder_config import TranscoderSettings
 
 if TYPE_CHECKING:
+    from itl_agents.pretrained import Pretrained
     from itl_train.activations import Activations
 
 PARTS = ("train", "validation")
@@ -82,6 +83,8 @@ class ToolformerStudyConfig:
     """smoke: a random small model, in half a minute; laptop: a pretrained one, about an hour for
     what the studies share and as much for all three"""
     model: str = ""  # pretrained model to fine-tune: a .gguf file, a folder or a hub id
+    base: str = ""
+    """Gemma Scope, a folder or a hub id, whose transcoders are the bases; else they are trained"""
     text: tuple[str, ...] = ()  # files of sentences to copy, see `itl toolformer data`
     runs: Path = Path("runs/toolformer")  # folder of what the studies share
     layers: tuple[int, ...] = ()  # whose MLP is replaced; those of the preset if none is named
@@ -102,6 +105,7 @@ class Toolformer:
 
     config: ToolformerStudyConfig
     sizes: Sizes = field(init=False)
+    _loaded: "dict[str, Pretrained]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sizes = SIZES[self.config.preset]
@@ -190,11 +194,14 @@ class Toolformer:
                 )  # fmt: skip
         return found[0], found[1]
 
-    def loaded(self, of: Literal["base", "tuned"]) -> Any:
-        """A model and its tokenizer."""
+    def loaded(self, of: Literal["base", "tuned"]) -> "Pretrained":
+        """A model and its tokenizer, which stay in memory."""
         from itl_agents.pretrained import load_pretrained
 
-        return load_pretrained(self.base_model if of == "base" else self.tuned_model)
+        if of not in self._loaded:
+            place = self.base_model if of == "base" else self.tuned_model
+            self._loaded[of] = load_pretrained(place)
+        return self._loaded[of]
 
     def _settings(self, d_sae: int, sparsity: float, course: Mapping[str, Any]) -> Any:
         shared = {"seed": self.config.seed, "n_threads": self.config.n_threads}
@@ -221,7 +228,9 @@ class Toolformer:
         """The base of a layer."""
         from itl_train.transcoder_folders import open_base
 
-        return open_base(str(self.bases), layer, percentile)
+        found = open_base(self.config.base or str(self.bases), layer, percentile)
+        check_model(found, self.loaded("base").model, "base model")
+        return found
 
     def delta(
         self, layer: int, percentile: float, d_new: int, of: Literal["base", "tuned"] = "tuned"

@@ -104,10 +104,15 @@ def number_text(value: Number) -> str:
     return repr(rounded)
 
 
-def same_number(a: Number, b: Number, tolerance: float = 1e-6) -> bool:
-    """Whether `a` is the number `b`, up to `tolerance`: relative to b, absolute where |b| < 1."""
+def same_number(a: Number, b: Number, tolerance: float | None = None) -> bool:
+    """Whether `a` is the number `b`, up to `tolerance`: relative to b, absolute where |b| < 1.
+
+    Without a tolerance it is 1e-6, absolute where b is whole: 2000001.0 is not 2000000.
+    """
+    is_whole = isinstance(b, int) or b.is_integer()
+    scale = 1 if tolerance is None and is_whole else max(1, abs(b))
     try:
-        return abs(a - b) <= tolerance * max(1, abs(b)) < math.inf
+        return abs(a - b) <= (1e-6 if tolerance is None else tolerance) * scale < math.inf
     except OverflowError:  # a whole number over the range of a float, and a float
         return False
 

@@ -24,7 +24,7 @@ from itl_env.gym_single import SingleEnv
 from itl_env.samples import Category, Sample, load_samples
 from itl_env.task import Reply
 from itl_env.tool_call import INSTRUCTION, ToolCallTask, ToolState
-from itl_env.tools import Calculator, Find, Python, Tool
+from itl_env.tools import standard_tools
 from itl_env.unicode_text import UnicodeText
 
 EXECUTORS = ("monty", "subprocess")
@@ -56,11 +56,14 @@ def build_tool_task(
     executor: str = "monty",
 ) -> ToolCallTask:
     """The task of JSON arguments; see `ToolCallEnv`. Raises ConfigError and DatabaseError."""
-    tools: list[Tool] = [Calculator(), Python(make_executor(executor))]
-    facts = None
-    if database is not None:
-        facts = FactDatabase(url_without_password(database))
-        tools.append(Find(facts))
+    _check_whole(level=level, n=n, data_seed=data_seed, max_turns=max_turns, max_length=max_length)
+    _check_text(rubric=rubric, instruction=instruction, executor=executor)
+    _check_text(data="" if data is None else data, database="" if database is None else database)
+    if not isinstance(categories, list | tuple):
+        raise ConfigError(f"categories must be a list of text, not {categories!r}.")
+    _check_text(**{f"categories[{place}]": each for place, each in enumerate(categories)})
+    facts = None if database is None else FactDatabase(url_without_password(database))
+    tools = standard_tools(facts, make_executor(executor))
     if data is not None:
         samples = load_samples(data)
     else:
@@ -75,6 +78,18 @@ def build_tool_task(
         instruction=instruction,
         max_length=max_length,
     )
+
+
+def _check_whole(**given: object) -> None:
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ConfigError(f"{name} must be a whole number, not {value!r}.")
+
+
+def _check_text(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{name} must be text, not {value!r}.")
 
 
 def _generated(
@@ -135,8 +150,9 @@ class ToolCallEnv(SingleEnv):
     data: a file of samples; without one, n samples are generated under data_seed, of categories
         (with a database also "mixed": look up, then compute) at a level of 1 to 4.
     database: a fact database that the tool `find` looks into: a path, or a URL without password.
-    executor: of Python: "monty", without files and network, or "subprocess", CPython contained as
-        far as the system allows.
+    executor: of Python: "monty", without files and network, or "subprocess", CPython without
+        network and the user's files, contained but no sandbox; see `itl_env.subprocess_executor`
+        for what that does not keep out.
     max_turns, rubric, instruction, max_length: as in `ToolCallTask`.
     render_mode: "ansi" gives the dialogue so far, one line a message.
 
@@ -195,7 +211,7 @@ class ToolCallEnv(SingleEnv):
             raise ConfigError(f"There is no reset option {min(given)!r}; there is sample.")
         if name is None:
             return None
-        if name not in self._by_id:
+        if not isinstance(name, str) or name not in self._by_id:
             raise ConfigError(f"There is no sample {name!r}.")
         return self._by_id[name]
 

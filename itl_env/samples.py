@@ -121,6 +121,10 @@ class Sample(NamedTuple):
             raise ConfigError(f"field 'metadata.tolerance' must be a number, not {tolerance!r}.")
         if not 0 <= tolerance < float("inf"):
             raise ConfigError(f"field 'metadata.tolerance' is {tolerance}; it must not be below 0.")
+        try:
+            tolerance = float(tolerance)
+        except OverflowError:
+            raise ConfigError("field 'metadata.tolerance' is too large a number.") from None
         return cls(
             id=words["id"],
             source=words["source"],
@@ -129,7 +133,7 @@ class Sample(NamedTuple):
             steps=steps,
             expected_answer=words["expected_answer"],
             answer_type=_one_of(answer_type, "metadata.answer_type", ANSWER_TYPES),
-            tolerance=float(tolerance),
+            tolerance=tolerance,
             metadata=metadata,
         )
 

@@ -3,10 +3,17 @@
     SubprocessExecutor().run("import fractions; print(fractions.Fraction(1, 3) * 2)")
 
 The process has no network, no environment and no input, and is gone with all it started when its
-time is over. It can still read every file that the user can read, delete files, and make empty
-ones. So use it only for code that you would run anyway; `MontyExecutor` is for all other code.
+time is over. Of the file system it sees the system's programs and libraries and the interpreter's
+own folders, read-only, and an empty folder in memory that ends with it: no file of the user, no
+`/proc`, no socket that lies anywhere else.
 
-Linux only: the process runs under `unshare` of util-linux, without which no code is run.
+What it does not keep out: an error in the kernel, all of whose system calls the code can make;
+what belongs to no namespace, such as AF_VSOCK sockets and the user's key rings; files and sockets
+of whoever puts them beneath `/usr` or the interpreter's `bin` and `lib`. So use it only for code
+that you would run anyway; `MontyExecutor` is for all other code.
+
+Linux 5.12 or later only: the process runs under `unshare` of util-linux, and makes its own root
+(see `itl_env.contain`). Where either is refused, no code is run.
 """
 
 import math
@@ -16,24 +23,33 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import sysconfig
 import time
 from contextlib import suppress
 from pathlib import Path
 
+from itl_env import contain
 from itl_env.errors import ConfigError, EnvironmentFailure
 from itl_env.executor import MAX_MESSAGE_CHARACTERS, Execution, ExecutionCode, refuse
 
-# User, network, process and IPC namespaces of its own: no network to reach and no process to signal
-# but its own, all of which the kernel kills when the first one ends. The user inside is no root.
-_UNSHARE = ["--map-user=65534", "--map-group=65534", "--net", "--ipc", "--pid", "--fork"]
-_UNSHARE += ["--kill-child=SIGKILL"]
+# User, mount, network, process and IPC namespaces of its own: no network to reach and no process to
+# signal but its own, all of which the kernel kills when the first one ends. The user inside is no
+# root; the rights with which `contain.py` mounts are given up there.
+_UNSHARE = ["--map-user=65534", "--map-group=65534", "--keep-caps", "--mount", "--net", "--ipc"]
+_UNSHARE += ["--pid", "--fork", "--kill-child=SIGKILL"]
+# What an interpreter needs of the system.
+_SYSTEM = (
+    *("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store"),
+    *("/etc/ld.so.cache", "/etc/localtime"),
+    *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"),
+)
+_PYTHON_OPTIONS = ("-I", "-S", "-B")
 # How much of the standard error output is kept, in bytes, from its end.
 _KEPT_ERROR_BYTES = 4_096
 _MAX_OPEN_FILES = 32
 _CHUNK = 65_536
 # How the messages begin of the programs that start the interpreter, and seconds that it may take.
-_STARTERS = ("unshare:", "setsid:", "prlimit:")
+_STARTERS = ("unshare:", contain.TROUBLE)
 _START_S = 30
 # The characters of one argument of a process, into which the code has to go.
 _MAX_ARGUMENT = 30_000
@@ -42,12 +58,12 @@ _MAX_ARGUMENT = 30_000
 class SubprocessExecutor:
     """Runs full CPython in a process with limits; see above for what they do not keep from it.
 
-    time_limit: seconds per run, with the interpreter's start (about 0.03 s). memory_mb: megabytes
+    time_limit: seconds per run, with the interpreter's start (about 0.05 s). memory_mb: megabytes
     of address space of each process. max_output, max_code: characters. max_processes: processes and
     threads at once; not kept by a process that root started. The order of a set of strings changes
     from run to run. Raises ConfigError for a limit that is not greater than zero (max_code is at
-    most 30,000), and EnvironmentFailure where `unshare` is missing or refused, or the interpreter
-    does not start within the limits.
+    most 30,000), and EnvironmentFailure where `unshare` or a mount is missing or refused, or the
+    interpreter does not start within the limits.
     """
 
     def __init__(
@@ -73,12 +89,9 @@ class SubprocessExecutor:
         """Run `code` as a program; see `Executor.run`. `output` is its standard output."""
         if refused := refuse(code, self.max_code):
             return refused
-        command = self._command(code)
-        folder = tempfile.mkdtemp(prefix="itl_code_")
         try:
             process = subprocess.Popen(
-                command,
-                cwd=folder,
+                self._command(code),
                 env={},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -92,8 +105,6 @@ class SubprocessExecutor:
                     _kill(process)
         except OSError as error:
             raise EnvironmentFailure(f"code cannot be run here: {error}") from error
-        finally:
-            _remove(folder)
 
     def close(self) -> None:
         """Nothing is held between runs."""
@@ -107,12 +118,12 @@ class SubprocessExecutor:
             "nofile": _MAX_OPEN_FILES,
             "core": 0,
         }
-        # A session of its own inside too, so that a signal to the code's own process group does not
-        # reach `unshare`, by which the code is found and killed.
+        python = os.path.realpath(sys.executable)  # no link of a virtual environment
         return [
-            *(_tool("unshare"), *_UNSHARE, "--", _tool("setsid"), _tool("prlimit")),
-            *(f"--{name}={value}" for name, value in limits.items()),
-            *("--", sys.executable, "-I", "-S", "-B", "-u", "-X", "utf8", "-c", code),
+            *(_tool("unshare"), *_UNSHARE, "--", python, *_PYTHON_OPTIONS, contain.__file__),
+            *(f"{name}={value}" for name, value in limits.items()),
+            *(*_SYSTEM, *_folders(python), "--"),
+            *(python, *_PYTHON_OPTIONS, "-u", "-X", "utf8", "-c", code),
         ]
 
     def _watch(self, process: "subprocess.Popen[bytes]") -> Execution:
@@ -214,13 +225,19 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _remove(folder: str) -> None:
-    """Remove a folder with all that code left in it; never raises."""
-    try:
-        Path(folder).rmdir()
-    except OSError:  # folders may be nested deeper than shutil.rmtree can go
-        with suppress(OSError):
-            subprocess.run(["rm", "-rf", "--", folder], capture_output=True)
+def _folders(python: str) -> list[str]:
+    """Where an interpreter lies with its standard library, but for what the system's folders hold.
+
+    Each once as it is named and once without links.
+    """
+    homes = {Path(python).parent, Path(sysconfig.get_path("stdlib"))}
+    homes |= {Path(prefix) / "lib" for prefix in (sys.base_prefix, sys.base_exec_prefix)}
+    homes |= {home.resolve() for home in homes}
+    kept = [Path(each) for each in _SYSTEM]
+    for home in sorted(homes):
+        if not any(home.is_relative_to(each) for each in kept):
+            kept.append(home)
+    return [str(each) for each in kept[len(_SYSTEM) :]]
 
 
 def _tool(name: str) -> str:

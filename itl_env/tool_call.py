@@ -37,7 +37,7 @@ from itl_env.rubric import Rubric
 from itl_env.samples import Sample, Step
 from itl_env.task import Reply, episode_of
 from itl_env.tool_rubric import ToolTranscript, tool_rubric_named
-from itl_env.tools import Calculator, Python, Tool, ToolResult, check_arguments
+from itl_env.tools import Tool, ToolResult, check_arguments, standard_tools
 
 INSTRUCTION = """\
 Answer with one JSON object and nothing else, in one of these forms:
@@ -114,7 +114,7 @@ class ToolCallTask:
         max_length: int = 4000,
     ) -> None:
         self.samples = list(samples)
-        chosen = (Calculator(), Python()) if tools is None else tuple(tools)
+        chosen = standard_tools() if tools is None else tuple(tools)
         self.tools = {tool.name: tool for tool in chosen}
         self.max_turns = max_turns
         self.max_length = max_length

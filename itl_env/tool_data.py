@@ -10,7 +10,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from itl_env.errors import ConfigError
 from itl_env.files import write_text
 from itl_env.generated import ages, generate
 from itl_env.samples import Category, Sample, read_samples, write_samples
-from itl_env.tool_report import Report, Tally
+from itl_env.tool_report import Report, RowCount
 from itl_env.tool_rows import HubSource, Rows, hub_rows, read_rows
 from itl_env.tool_sources import (
     FIXTURE,
@@ -32,7 +32,7 @@ from itl_env.tool_sources import (
     verify,
 )
 from itl_env.tool_split import plain_prompt, seeded_order, split
-from itl_env.tools import Calculator, Find, Python, Tool
+from itl_env.tools import Python, Tool, standard_tools
 
 TRAIN, VALIDATION, REPORT, REPORT_TEXT = (
     "train.jsonl", "validation.jsonl", "report.json", "report.md",
@@ -61,7 +61,8 @@ class Mix:
     gsm8k_from, python_from, instructions_from: `hub`, or a file of rows; of instructions also
         `sample`, a few of our own.
     files: files of samples, all of which are taken.
-    validation: the share that is put aside. seed: chooses rows and splits them.
+    validation: the share that is put aside; above 0, since trainers need both parts.
+    seed: chooses rows and splits them.
     allow_fewer: whether a source with fewer good rows than asked for is a warning, not an error.
 
     Raises ConfigError for what cannot be.
@@ -89,8 +90,8 @@ class Mix:
                 raise ConfigError(f"{name} is {n}; it must not be negative.")
         if not any(n != 0 for n in counts.values()) and not self.files:
             raise ConfigError("The mix is empty: it names no source, or none of its samples.")
-        if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation is {self.validation}; it must be from 0 to below 1.")
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"validation is {self.validation}; it must be above 0 and below 1.")
         if len(set(self.categories)) < len(self.categories) or not self.categories:
             raise ConfigError("categories must name at least one category, and none twice.")
         if "mixed" in self.categories and self.generated and not self.database:
@@ -143,12 +144,11 @@ def make_data(
     if mix.database:
         settings["database"] = lasting_url(mix.database)
     _check_folder(folder, settings)
-    with closing(Python()) as python, ExitStack() as stack:
-        given: list[Tool] = [Calculator(), python]
-        facts = FactDatabase(mix.database) if mix.database else None
-        if facts is not None:
-            stack.callback(facts.close)
-            given.append(Find(facts))
+    facts = FactDatabase(mix.database) if mix.database else None
+    with ExitStack() as stack:
+        given = standard_tools(facts)
+        for tool in given:
+            stack.callback(tool.close)
         by_name = {tool.name: tool for tool in (*given, *tools)}
         parts = _parts(mix, by_name["python"], facts)
         samples, tallies = _collect(parts, by_name.values(), on_progress)
@@ -244,16 +244,16 @@ def _rows(source: HubSource, place: str) -> Rows:
 
 def _collect(
     parts: Sequence[Part], tools: Iterable[Tool], on_progress: OnProgress | None
-) -> tuple[list[Sample], list[Tally]]:
+) -> tuple[list[Sample], list[RowCount]]:
     """The samples that are kept, and what became of the rows of each part."""
     tools = list(tools)
     samples: list[Sample] = []
-    tallies: list[Tally] = []
+    tallies: list[RowCount] = []
     prompts: set[str] = set()
     ids: set[str] = set()
     total, before = sum(_size(part) for part in parts), 0
     for part in parts:
-        tally = Tally(part.source, part.n, part.available)
+        tally = RowCount(part.source, part.n, part.available)
         tallies.append(tally)
         while part.n is None or tally.kept < part.n:
             if (found := next(part.found, None)) is None:
@@ -298,7 +298,7 @@ def _refused_as_double(
     return None
 
 
-def _shortage(tally: Tally, mix: Mix) -> str | None:
+def _shortage(tally: RowCount, mix: Mix) -> str | None:
     """What is to be told if a source gave too little; raises ConfigError where that is an error."""
     if tally.kept and tally.kept >= (tally.wanted or 0):
         return None

@@ -14,7 +14,7 @@ _PACKAGES = ("itl", "numpy", "simpleeval", "pydantic-monty", "datasets")
 
 
 @dataclass
-class Tally:
+class RowCount:
     """What became of the rows of a source.
 
     wanted: how many samples; None for all. available: rows there were. tried: rows looked at before
@@ -63,7 +63,7 @@ class Report:
 
     counts: Mapping[tuple[str, str], tuple[int, int]]
     calls: tuple[float, float]
-    tallies: Sequence[Tally]
+    tallies: Sequence[RowCount]
     notes: Sequence[str]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -73,7 +73,7 @@ class Report:
         cls,
         train: Sequence[Sample],
         validation: Sequence[Sample],
-        tallies: Sequence[Tally],
+        tallies: Sequence[RowCount],
         notes: Sequence[str],
         settings: Mapping[str, Any],
     ) -> "Report":

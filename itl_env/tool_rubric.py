@@ -81,17 +81,16 @@ def came(result: str, sample: Sample) -> bool:
 def _same_numbers(text: str, sample: Sample) -> bool | None:
     """Whether two numbers are the same; None if the sample expects none, or one of them is none.
 
-    Whole numbers are only the same if they are equal, others within the sample's tolerance, which
-    holds for whole ones, too, where the sample sets one of its own.
+    The sample's tolerance is relative to what is expected, but absolute where a whole number is
+    expected and the sample sets no tolerance of its own; see `same_number`.
     """
     if sample.answer_type != "number":
         return None
     said, expected = read_number(text), read_number(sample.expected_answer)
     if said is None or expected is None:
         return None
-    if isinstance(said, int) and isinstance(expected, int) and sample.tolerance == TOLERANCE:
-        return said == expected
-    return same_number(said, expected, sample.tolerance)
+    own = None if sample.tolerance == TOLERANCE else sample.tolerance
+    return same_number(said, expected, own)
 
 
 _NUMBER = re.compile(r"([+-]?)\$?(\d{1,3}(?:,\d{3})+|\d+)(\.\d+)?(e[+-]?\d{1,3})?", re.ASCII)

@@ -50,15 +50,17 @@ def gsm8k_samples(rows: Iterable[Row]) -> Iterator[Sample | Refusal]:
         `#### number`. A mark is a call of the calculator: one makes the category `calculator`,
         several make `multi_turn`. Marks that compute nothing, such as `<<6=6>>`, are left out.
 
-    Refused as bad_row, bad_answer (no number at the end), no_marks, bad_mark (no arithmetic),
-    ambiguous_mark, wrong_value (a mark that is not so), constant (no mark computes) and
-    other_answer (the last call does not come to the answer).
+    Refused as bad_row, empty_prompt, bad_answer (no number at the end), no_marks, bad_mark (no
+    arithmetic), ambiguous_mark, wrong_value (a mark that is not so), constant (no mark computes)
+    and other_answer (the last call does not come to the answer).
     """
     return _samples(rows, _gsm8k)
 
 
 def _gsm8k(row: Row) -> Sample:
     prompt, solution = _field(row, "question").strip(), _field(row, "answer")
+    if not prompt:
+        raise _Refused("empty_prompt", "the question is empty")
     said = solution.rpartition("####")[2].strip()
     answer = read_number(said) if "####" in solution else None
     if answer is None:
@@ -228,9 +230,9 @@ def verify(sample: Sample, tools: Iterable[Tool], where: str = "") -> Refusal | 
 
     tools: all that its calls need. where: for the refusal; by default the sample's id.
 
-    Refused as category (calls of another kind than it says), empty_answer, unknown_tool,
-    bad_arguments, constant (no call computes what is expected), no_output, wrong_result, and by the
-    tool's own code where a call fails.
+    Refused as empty_id, empty_prompt, category (calls of another kind than it says), empty_answer,
+    unknown_tool, bad_arguments, constant (no call computes what is expected), no_output,
+    wrong_result, and by the tool's own code where a call fails.
     """
     try:
         _verify(sample, {tool.name: tool for tool in tools})
@@ -240,6 +242,9 @@ def verify(sample: Sample, tools: Iterable[Tool], where: str = "") -> Refusal | 
 
 
 def _verify(sample: Sample, tools: Mapping[str, Tool]) -> None:
+    for name in ("id", "prompt"):
+        if not getattr(sample, name).strip():
+            raise _Refused(f"empty_{name}", f"the {name} is empty")
     if not _fits(sample):
         called = ", ".join(step.tool for step in sample.steps) or "no tool"
         raise _Refused("category", f"a sample of {sample.category} calls {called}")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from itl_env import streams
+from itl_env.calculator import number_text
+from itl_env.python_code import code_key
 from itl_env.samples import Sample, Step
 
 
@@ -38,11 +40,31 @@ def split(samples: Sequence[Sample], share: float, seed: int) -> list[bool]:
 
 
 def call_key(step: Step) -> tuple[str, ...]:
-    """What identifies a call: of the calculator its numbers and operators, in any order."""
+    """What identifies a call, however it is written.
+
+    Of the calculator that is its numbers by their values and its operators, in any order; of Python
+    the syntax tree of the code.
+    """
     if step.tool == "calculator" and set(step.args) == {"expression"}:
-        words = re.findall(r"[\d.]+(?:e[-+]?\d+)?|[a-z]+|[^\s()]", step.args["expression"].lower())
-        return (step.tool, *sorted(words))
+        words = _WORDS.findall(step.args["expression"].lower())
+        return (step.tool, *sorted(map(_plain_word, words)))
+    if step.tool == "python" and set(step.args) == {"code"}:
+        code = step.args["code"]
+        return (step.tool, code_key(code) or code)
     return (step.tool, *(part for name in sorted(step.args) for part in (name, step.args[name])))
+
+
+_WORDS = re.compile(r"[\d.][\d._]*(?:e[-+]?\d+)?|[a-z]+|[^\s()]")
+
+
+def _plain_word(word: str) -> str:
+    """A word of an expression; the same for numbers of the same value."""
+    if word.isdecimal() and len(word) < 16 and word[0] != "0":
+        return word
+    try:
+        return number_text(float(word))
+    except (ValueError, OverflowError):
+        return word
 
 
 def _telling(sample: Sample) -> list[Step]:

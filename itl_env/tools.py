@@ -131,6 +131,16 @@ def _found(value: str | None) -> ToolResult:
     return ToolResult(NO_RESULT if value is None else value)
 
 
+def standard_tools(
+    facts: FactDatabase | None = None, executor: Executor | None = None
+) -> list[Tool]:
+    """A calculator, Python run by `executor` (see `Python`), and `Find` if there are `facts`."""
+    tools: list[Tool] = [Calculator(), Python(executor)]
+    if facts is not None:
+        tools.append(Find(facts))
+    return tools
+
+
 def check_arguments(tool: Tool, args: Mapping[str, Any]) -> str | None:
     """What is wrong with the arguments of a call, in words for the model; None if they fit."""
     if set(args) == set(tool.parameters) and all(isinstance(each, str) for each in args.values()):

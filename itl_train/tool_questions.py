@@ -14,12 +14,10 @@ from itl_agents.tool_scripted import ToolExpert
 from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError
-from itl_env.executor import MontyExecutor
 from itl_env.samples import Sample, load_samples
 from itl_env.tool_call import ToolCallTask
-from itl_env.tools import Calculator, Find, Python, Tool
-
-TRAIN, VALIDATION = "train.jsonl", "validation.jsonl"
+from itl_env.tool_data import TRAIN, VALIDATION
+from itl_env.tools import standard_tools
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class ToolQuestions:
         for name in (TRAIN, VALIDATION):
             if not (folder / name).is_file():
                 raise ConfigError(f"There is no {name} in {folder}; `itl toolcall data` makes one.")
-        tools: list[Tool] = [Calculator(), Python(MontyExecutor())]
-        if database:
-            tools.append(Find(FactDatabase(database)))
+        tools = standard_tools(FactDatabase(database) if database else None)
 
         def task(name: str) -> ToolCallTask:
             return ToolCallTask(

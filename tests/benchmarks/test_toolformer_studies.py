@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from benchmarks.cli import main
 from benchmarks.interventions import SHARES, Condition, Subject, bias_only, means_of, turned
@@ -15,7 +16,10 @@ from itl_agents.sites import site_of
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
 from itl_train.activations import Activations
+from itl_train.toolformer_text import format_example
 
+from ..itl_agents.chat_models import chat_tokenizer
+from ..itl_agents.test_transcoder import transcoder
 from .command_line import sentence
 
 pytestmark = [
@@ -218,3 +222,48 @@ def test_what_cannot_work_is_refused_in_one_sentence(run, tmp_path, monkeypatch,
     assert status == 2
     assert said in sentence(err)
     assert not list(tmp_path.iterdir())
+
+
+def test_gemma_2_with_gemma_scope_from_end_to_end(run, tmp_path):
+    tokenizer = chat_tokenizer("gemma")
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, max_position_embeddings=512,
+        sliding_window=256, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    for layer in (0, 1):
+        for l0 in (6, 40):
+            made = transcoder(d_sae=32, seed=l0, layer=layer)
+            made.save_npz(tmp_path / f"scope/layer_{layer}/width_16k/average_l0_{l0}/params.npz")
+    status, said, err = run(
+        "bench", "run", "intervention-layers", "--model", tmp_path / "gemma", "--base",
+        tmp_path / "scope", "--runs", tmp_path / "runs", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "| 1 | full |" in said
+    assert not (tmp_path / "runs/bases").exists()
+    delta = Transcoder.load(tmp_path / "runs/deltas-tuned/layer-01/percentile-50/d-4/transcoder")
+    assert delta.about.base_hash == transcoder(d_sae=32, seed=40, layer=1).hash
+    found = Activations(tmp_path / "runs/activations-tuned/train")
+    texts = load_toolformer_rows(tmp_path / "runs/data/train.jsonl")
+    n = sum(len(format_example(row.prompt, row.target, tokenizer).input_ids) for row in texts)
+    assert found.about.n_tokens == n - len(texts)  # but where each text begins
+    scope = tmp_path / "scope/layer_1/width_16k/average_l0_40/params.npz"
+    fuse = ("transcoder", "fuse", scope, "--layer", 1)
+    folder = tmp_path / "runs/deltas-tuned/layer-01/percentile-50/d-4/transcoder"
+    assert run(*fuse, folder, "--out", tmp_path / "fused.npz")[0] == 0
+    status, said, _ = run(
+        "transcoder", "validate", tmp_path / "fused.npz", "--layer", 1, "--activations",
+        tmp_path / "runs/activations-tuned",
+    )  # fmt: skip
+    assert status == 0
+    left = float(re.search(r"unexplained +(\S+)", said)[1])
+    status, said, _ = run(
+        "transcoder", "validate", scope, "--layer", 1, "--delta", folder, "--activations",
+        tmp_path / "runs/activations-tuned",
+    )  # fmt: skip
+    assert float(re.search(r"unexplained +(\S+)", said)[1]) == pytest.approx(left, rel=1e-3)

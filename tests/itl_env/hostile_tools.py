@@ -8,7 +8,8 @@ class Hostile(NamedTuple):
 
     tool: "calculator", "monty" (its Python executor) or "cpython" (the subprocess executor).
     codes: the error codes that are right, None for a result; any if empty. In `text`, {canary} is
-    the path of a file that is not to be read, and {folder} the one it lies in.
+    the path of a file that is not to be read or changed, {folder} the one it lies in, {socket} the
+    path of a socket that listens, and {segment} the key of shared memory.
     """
 
     id: str
@@ -396,6 +397,16 @@ for number in range(1, 65):
 time.sleep(1000)"""
 _THREADS = """import threading, time
 for _ in range(1000): threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"""
+_SEGMENT = """import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.shmget({segment}, 0, 0) < 0: raise OSError(ctypes.get_errno(), 'no segment')"""
+# With the rights of a name space of its own.
+_RIGHTS = """import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.unshare(0x10020000)
+"""
+_REMOUNT = _RIGHTS + "if libc.mount(None, b'/usr', None, 32 | 4096, None): raise OSError('refused')"
+_UNMOUNT = _RIGHTS + "if libc.umount2(b'/usr', 2): raise OSError('refused')"
 _DEEP = "import os\nfor _ in range(1100):\n os.mkdir('a')\n os.chdir('a')"
 
 CPYTHON = [
@@ -459,6 +470,27 @@ CPYTHON = [
             "recursion": "def f(): f()\nf()",
             "broken exception": "class E(Exception):\n def __str__(self): raise E\nraise E",
             "long number": "print(10**5000)",
+            "read a file": "print(open('{canary}').read())",
+            "read above the root": "print(open('/..{canary}').read())",
+            "map a file": "import mmap\nmmap.mmap(open('{canary}', 'r+b').fileno(), 0)[0] = 0",
+            "truncate": "import os\nos.truncate('{canary}', 0)",
+            "open to truncate": "open('{canary}', 'w')",
+            "rename": "import os\nos.rename('{canary}', '{canary}2')",
+            "replace": "import os\nopen('new', 'w').close()\nos.replace('new', '{canary}')",
+            "change a mode": "import os\nos.chmod('{canary}', 0)",
+            "change times": "import os\nos.utime('{canary}', (0, 0))",
+            "remove": "import os\nos.remove('{canary}')",
+            "empty file outside": "open('{folder}/new', 'w')",
+            # These would change nothing if they were let through.
+            "interpreter's file": "import os\nopen(os.__file__, 'r+')",
+            "interpreter's mode": "import os\nos.chmod(os.__file__, os.stat(os.__file__).st_mode)",
+            "interpreter's folder": "import os\nos.rename(os.__file__, os.__file__)",
+            "local socket": "import socket\nsocket.socket(socket.AF_UNIX).connect('{socket}')",
+            "root of another process": "import os\nos.listdir('/proc/1/root')",
+            "shared memory": _SEGMENT,
+            "mount again": _REMOUNT,
+            "unmount": _UNMOUNT,
+            "many empty files": "for i in range(10**6): open(str(i), 'w').close()",
             "spoofed failure": "import sys\nsys.exit('unshare: unshare failed')",
             "packages": "import numpy",
             "host": "import os\nos.kill(-1, 9)",
@@ -501,6 +533,41 @@ CPYTHON = [
 ]
 
 
-def fill(text: str, canary: str, folder: str) -> str:
-    """The text with the paths in their places; its other braces stay."""
-    return text.replace("{canary}", canary).replace("{folder}", folder)
+FIND = {
+    "quote": ("birth_place", "' OR '1'='1"),
+    "stacked": ("birth_place", "x'; DROP TABLE people; --"),
+    "union": ("birth_place", "' UNION SELECT name FROM people --"),
+    "update": ("birth_place", "'; UPDATE people SET name = 'x' WHERE 'a' = 'a"),
+    "double quote": ("birth_place", 'x" OR ""="'),
+    "percent": ("birth_place", "%"),
+    "placeholders": ("birth_place", "%s %(name)s :name ? $1 {0.__class__}"),
+    "wildcards": ("birth_place", "_%*?"),
+    "backslash": ("birth_place", "\\' OR 1=1 --\\"),
+    "json": ("birth_place", '"],["'),
+    "nul": ("birth_place", "a\0b"),
+    "surrogate": ("birth_place", "\ud800"),
+    "escape": ("birth_place", "\x1b]0;title\x07"),
+    "nothing": ("birth_place", ""),
+    "space": ("birth_place", " \n\t\r\u2028"),
+    "right to left": ("birth_place", "\u202eecila"),
+    "huge name": ("birth_place", "x" * 1_000_000),
+    "long name": ("birth_place", "'" * 3_000),
+    "unknown attribute": ("salary", "Alice"),
+    "name as an attribute": ("name", "Alice"),
+    "injected attribute": ("birth_place FROM people; DROP TABLE people; --", "Alice"),
+    "quoted attribute": ('birth_place" FROM people --', "Alice"),
+    "every attribute": ("*", "Alice"),
+    "attribute with percent": ("birth_place%s", "Alice"),
+    "attribute with nul": ("birth_place\0", "Alice"),
+    "attribute of Python": ("__class__", "Alice"),
+    "no attribute": ("", ""),
+    "huge attribute": ("x" * 3_000, "Alice"),
+}
+"""Attributes and names for the tool `find`."""
+
+
+def fill(text: str, **places: str) -> str:
+    """The text with what it is to reach for in its places; its other braces stay."""
+    for name, place in places.items():
+        text = text.replace(f"{{{name}}}", place)
+    return text

@@ -171,7 +171,11 @@ def test_a_result_is_shown_as_people_write_it(value, text):
 
 def test_numbers_are_the_same_up_to_a_tolerance():
     assert same_number(0.1 + 0.2, 0.3)
-    assert same_number(1e12 + 1, 1e12)
+    assert same_number(1e12 + 1.5, 1e12 + 0.5)
+    assert not same_number(1e12 + 1, 1e12)
+    assert not same_number(2_000_001.0, 2_000_000)
+    assert same_number(2_000_000.0000001, 2_000_000)
+    assert same_number(2_000_001.0, 2_000_000, tolerance=1e-6)
     assert same_number(2**900, float(2**900))
     assert not same_number(10**400, 0.5)
     assert not same_number(5.1, 5)

@@ -56,7 +56,7 @@ def canary(tmp_path: Path, monkeypatch) -> Iterator[Path]:
 def test_hostile_code_gets_a_code_in_time(executor, impatient, canary, item: Hostile):
     chosen = impatient if "time_limit" in item.codes else executor
     start = time.monotonic()
-    result = chosen.run(fill(item.text, str(canary), str(canary.parent)))
+    result = chosen.run(fill(item.text, canary=str(canary), folder=str(canary.parent)))
     assert time.monotonic() - start < DEADLINE_S
     assert result.error_code in item.codes, result
     assert CANARY not in result.output + result.message

@@ -11,6 +11,7 @@ from gymnasium.utils.env_checker import check_env
 import itl_env.gym_tools
 from itl_env import ConfigError, FactDatabase, ToolCallEnv, people, write_samples
 from itl_env.generated import generate
+from itl_env.gym_tools import build_tool_task
 
 ID = "itl_env:ITL/ToolCall-v0"
 KEYS = {
@@ -167,7 +168,33 @@ def test_arguments_that_do_not_fit_are_refused(arguments, told):
         ToolCallEnv(render_mode="human")
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "kind"),
+    [
+        ("n", ["5", 5.0, True, None], "a whole number"),
+        ("level", ["2", 1.5], "a whole number"),
+        ("data_seed", [2.5, "x"], "a whole number"),
+        ("max_turns", ["5", 2.5, None], "a whole number"),
+        ("max_length", ["x", [1]], "a whole number"),
+        ("instruction", [None, 3], "text"),
+        ("rubric", [["outcome"], 1], "text"),
+        ("executor", [["monty"], None], "text"),
+        ("data", [5, ["a"]], "text"),
+        ("database", [5, ["a"]], "text"),
+        ("categories", ["calculator", None, 5], "a list of text"),
+        ("categories", [["calculator", 5], [["calculator"]]], "text"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(name, values, kind):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"^{name}.* must be {kind}, not .*\.$"):
+            build_tool_task(**{name: value})
+
+
 def test_reset_options_that_there_are_not_are_refused(env):
+    for name in (["x"], 5, {"id": "x"}):
+        with pytest.raises(ConfigError, match="There is no sample "):
+            env.reset(options={"sample": name})
     with pytest.raises(ConfigError, match="There is no sample 'x'"):
         env.reset(options={"sample": "x"})
     with pytest.raises(ConfigError, match="There is no reset option 'fact'; there is sample"):

@@ -60,6 +60,7 @@ def test_an_array_serves_as_well_as_lines(tmp_path, array):
         ({"metadata": 3}, "field 'metadata' must be an object, not a number"),
         ({"metadata": {"answer_type": "date"}}, "field 'metadata.answer_type' is 'date'"),
         ({"metadata": {"tolerance": -1}}, "field 'metadata.tolerance' is -1"),
+        ({"metadata": {"tolerance": 10**400}}, "field 'metadata.tolerance' is too large"),
         ({"metadata": {"tolerance": True}}, "field 'metadata.tolerance' must be a number"),
         ({"metadata": {"steps": []}}, "field 'metadata.steps' must be a list of calls"),
         ({"metadata": {"steps": ["x"]}}, "field 'metadata.steps' must name a tool"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from itl_env import FactDatabase, tool_data
 from itl_env.errors import ConfigError
 from itl_env.generated import ages
+from itl_env.python_code import same_code, syntax_tree
 from itl_env.samples import Sample, Step, load_samples, write_samples
 from itl_env.tool_data import PUBLISHED, Mix, make_data
 from itl_env.tool_sources import verify
@@ -201,7 +202,7 @@ def test_the_report_counts_what_was_refused_with_examples(tmp_path: Path) -> Non
         *[{"question": f"{n}?", "answer": f"<<2*{n}=1>> a | b\n#### 1"} for n in range(9)],
     ]
     file = rows_file(tmp_path / "g.jsonl", rows)
-    make_data(Mix(gsm8k=None, gsm8k_from=file, validation=0), tmp_path / "data")
+    make_data(Mix(gsm8k=None, gsm8k_from=file), tmp_path / "data")
     report = json.loads((tmp_path / "data" / "report.json").read_text())
     (source,) = report["sources"]
     assert (source["tried"], source["kept"], source["refused"]) == (10, 1, {"wrong_value": 9})
@@ -251,7 +252,9 @@ def test_progress_grows_to_what_there_is_to_do(tmp_path: Path) -> None:
     [
         ({}, "The mix is empty"),
         ({"gsm8k": -1}, "gsm8k is -1"),
-        ({"generated": 9, "validation": 1.0}, "validation is 1.0"),
+        ({"generated": 9, "validation": 1.0}, "validation is 1.0; it must be above 0 and below 1"),
+        ({"generated": 9, "validation": 0}, "validation is 0; it must be above 0 and below 1"),
+        ({"generated": 9, "validation": float("nan")}, "validation is nan"),
         ({"generated": 2}, "less than one for each of 3 categories"),
         ({"generated": 9, "categories": ("no_tool", "no_tool")}, "none twice"),
     ],
@@ -322,13 +325,33 @@ def test_samples_without_shared_calls_are_split_exactly() -> None:
 def test_a_call_in_another_order_is_the_same_call() -> None:
     keys = {
         call_key(Step("calculator", {"expression": expression}))
-        for expression in ("2 + 30", "30+2", "(30 + 2)")
+        for expression in ("2 + 30", "30+2", "(30 + 2)", "2.0 + 30", "2 + 3_0.", "2+3E1")
     }
     assert len(keys) == 1
     for other in ("2 - 30", "2 + 3", "20 + 30", "max(2, 30)"):
         assert call_key(Step("calculator", {"expression": other})) not in keys
-    code = [call_key(Step("python", {"code": code})) for code in ("print(1+2)", "print(2+1)")]
-    assert code[0] != code[1], "code is the same only to the letter"
+    assert call_key(Step("calculator", {"expression": "1_000+1"})) == call_key(
+        Step("calculator", {"expression": "1000 + 1"})
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "other", "is_same"),
+    [
+        ("print(2*3)", "print(2 * 3)  # six", True),
+        ("print('a')", 'print("a")\n', True),
+        ("print(1+2)", "print(2+1)", False),
+        ("print(", "print(", True),
+        ("print(", "print( ", False),
+    ],
+)
+def test_code_is_the_same_call_if_its_syntax_trees_are_equal(
+    code: str, other: str, is_same: bool
+) -> None:
+    keys = [call_key(Step("python", {"code": each})) for each in (code, other)]
+    assert (keys[0] == keys[1]) == is_same
+    if syntax_tree(code):
+        assert same_code(code, other) == is_same
 
 
 def test_calls_that_hang_together_stay_in_training_with_a_warning(tmp_path: Path) -> None:
@@ -344,4 +367,4 @@ def test_calls_that_hang_together_stay_in_training_with_a_warning(tmp_path: Path
     assert (report.n_train, report.n_validation) == (20, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_data(Mix(files=(str(tmp_path / "chain.jsonl"),), validation=0), tmp_path / "all")
+        make_data(Mix(files=(str(tmp_path / "chain.jsonl"),), validation=0.01), tmp_path / "all")

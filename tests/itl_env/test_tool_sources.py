@@ -91,6 +91,8 @@ def test_arithmetic_as_people_write_it_is_read(mark: str, answer: str, expressio
         ("<<3*4=12>>12\n#### a dozen", "bad_answer"),
         ("<<3*4=13>>13\n#### 13", "wrong_value"),
         ("<<10/3=3.33>>3.33\n#### 3.33", "wrong_value"),
+        ("<<2000000/1=2000001>>2000001\n#### 2000001", "wrong_value"),
+        ("<<2000000/1=2000000>>2000000\n#### 2000001", "other_answer"),
         ("<<3*4=13>>13 <<6+6=12>>12\n#### 12", "wrong_value"),
         ("<<3*4=12>>12\n#### 24", "other_answer"),
         ("<<3*4=12>>12 <<24=24>>24\n#### 24", "other_answer"),
@@ -298,6 +300,8 @@ def call(tool: str, **args: str) -> Step:
         ({"expected_answer": "5.0"}, None),
         ({"expected_answer": "6"}, "wrong_result"),
         ({"expected_answer": "5.1", "tolerance": 0.1}, None),
+        ({"id": " "}, "empty_id"),
+        ({"prompt": "\n"}, "empty_prompt"),
         ({"expected_answer": " . ", "answer_type": "text"}, "empty_answer"),
         ({"steps": (call("calculator", expression="5"),)}, "constant"),
         ({"steps": (call("calculator", expression="2 +"),)}, "malformed"),
@@ -347,6 +351,12 @@ def test_calls_of_other_tools_are_verified_with_those_that_are_given(world: str)
         refusal = verify(age, [Calculator()])
         assert refusal is not None
         assert refusal == Refusal("s", "unknown_tool", refusal.message)
+
+
+def test_a_question_of_nothing_is_refused() -> None:
+    rows = Rows("rows", [{"question": " ", "answer": "<<3+4=7>>7\n#### 7"}])
+    (found,) = gsm8k_samples(rows)
+    assert found == Refusal("rows, row 1", "empty_prompt", "the question is empty.")
 
 
 # -- raw rows --------------------------------------------------------------------------------------
