@@ -87,7 +87,7 @@ class TranscoderTrain(TranscoderCourse):
 
     activations: Path  # folder of `itl transcoder collect`
     layers: tuple[int, ...] = ()  # all that are collected if none is named
-    d_sae: int = 4_096  # features
+    d_sae: int = 4_096  # features of each base
     sparsity: tuple[float, ...] = (3.0,)  # weights of mean|a| in the loss, one base for each
     out: Path = Path("runs/transcoders")  # folder of the bases
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from benchmarks.interventions import SHARES, Condition, Row, conditions
 from benchmarks.progress import Progress
@@ -22,6 +22,7 @@ from benchmarks.toolformer_study import (
     Cells,
     Toolformer,
     ToolformerStudyConfig,
+    Which,
     begin,
     write_lines,
     write_rows,
@@ -31,7 +32,7 @@ from itl_agents.transcoder import check_model, site_for
 from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 
-BOTH: tuple[Literal["tuned", "base"], ...] = ("tuned", "base")
+BOTH: tuple[Which, ...] = ("tuned", "base")
 N_CONDITIONS = 6  # besides the model as it is
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from itl_train.activations import Activations
 
 PARTS = ("train", "validation")
+Which = Literal["base", "tuned"]
+"""The model before it was fine-tuned, or after."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Toolformer:
     config: ToolformerStudyConfig
     sizes: Sizes = field(init=False)
     _loaded: "dict[str, Pretrained]" = field(default_factory=dict)
+    _collected: "dict[str, tuple[Activations, Activations]]" = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sizes = SIZES[self.config.preset]
@@ -168,8 +171,13 @@ class Toolformer:
 
         return [row for row in RunFolder(self.place("tuning")).rows() if "exact" in row]
 
-    def activations(self, of: Literal["base", "tuned"]) -> "tuple[Activations, Activations]":
+    def activations(self, of: Which) -> "tuple[Activations, Activations]":
         """The collections of a model, to train and to validate on."""
+        if of not in self._collected:
+            self._collected[of] = self._collect(of)
+        return self._collected[of]
+
+    def _collect(self, of: Which) -> "tuple[Activations, Activations]":
         from itl_train.activations import collect
         from itl_train.toolformer_text import format_example
 
@@ -194,7 +202,7 @@ class Toolformer:
                 )  # fmt: skip
         return found[0], found[1]
 
-    def loaded(self, of: Literal["base", "tuned"]) -> "Pretrained":
+    def loaded(self, of: Which) -> "Pretrained":
         """A model and its tokenizer, which stay in memory."""
         from itl_agents.pretrained import load_pretrained
 
@@ -232,9 +240,7 @@ class Toolformer:
         check_model(found, self.loaded("base").model, "base model")
         return found
 
-    def delta(
-        self, layer: int, percentile: float, d_new: int, of: Literal["base", "tuned"] = "tuned"
-    ) -> Transcoder:
+    def delta(self, layer: int, percentile: float, d_new: int, of: Which = "tuned") -> Transcoder:
         """A delta beside the base of that percentile, trained if it has not been."""
         from itl_train.transcoder import TranscoderRun
         from itl_train.transcoder_folders import delta_folder

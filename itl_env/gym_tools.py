@@ -4,9 +4,11 @@ gymnasium.make("itl_env:ITL/ToolCall-v0", categories=["calculator", "no_tool"], 
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
+from gymnasium.error import InvalidAction
 
 from itl_env.database import FactDatabase
 from itl_env.dialogue import ERROR_PREFIX
@@ -24,9 +26,11 @@ from itl_env.gym_single import SingleEnv
 from itl_env.samples import Category, Sample, load_samples
 from itl_env.task import Reply
 from itl_env.tool_call import INSTRUCTION, ToolCallTask, ToolState
+from itl_env.tool_data import TRAIN
 from itl_env.tools import standard_tools
 from itl_env.unicode_text import UnicodeText
 
+GENERATED: tuple[Category, ...] = ("calculator", "python_exec", "no_tool")
 EXECUTORS = ("monty", "subprocess")
 
 
@@ -44,7 +48,7 @@ def make_executor(name: str) -> Executor:
 def build_tool_task(
     *,
     data: str | None = None,
-    categories: Sequence[Category] = ("calculator", "python_exec", "no_tool"),
+    categories: Sequence[Category] | None = None,
     level: int = 1,
     n: int = 1_000,
     data_seed: int = 0,
@@ -59,17 +63,17 @@ def build_tool_task(
     _check_whole(level=level, n=n, data_seed=data_seed, max_turns=max_turns, max_length=max_length)
     _check_text(rubric=rubric, instruction=instruction, executor=executor)
     _check_text(data="" if data is None else data, database="" if database is None else database)
-    if not isinstance(categories, list | tuple):
+    if categories is not None and not isinstance(categories, list | tuple):
         raise ConfigError(f"categories must be a list of text, not {categories!r}.")
-    _check_text(**{f"categories[{place}]": each for place, each in enumerate(categories)})
+    _check_text(**{f"categories[{place}]": each for place, each in enumerate(categories or ())})
     facts = None if database is None else FactDatabase(url_without_password(database))
     tools = standard_tools(facts, make_executor(executor))
     if data is not None:
-        samples = load_samples(data)
+        samples = _of_categories(load_samples(_file(data)), categories, data)
     else:
         if n < 1:
             raise ConfigError(f"n is {n}; it must be at least 1.")
-        samples = _generated(n, data_seed, categories, level, facts)
+        samples = _generated(n, data_seed, categories or GENERATED, level, facts)
     return ToolCallTask(
         samples,
         tools=tools,
@@ -78,6 +82,23 @@ def build_tool_task(
         instruction=instruction,
         max_length=max_length,
     )
+
+
+def _file(data: str) -> Path:
+    """The samples of a folder of `itl toolcall data` are those to train on."""
+    path = Path(data)
+    return path / TRAIN if path.is_dir() else path
+
+
+def _of_categories(
+    samples: list[Sample], categories: Sequence[Category] | None, data: str
+) -> list[Sample]:
+    if categories is None:
+        return samples
+    chosen = [sample for sample in samples if sample.category in categories]
+    if not chosen:
+        raise ConfigError(f"{data} holds no samples of {', '.join(categories)}.")
+    return chosen
 
 
 def _check_whole(**given: object) -> None:
@@ -147,8 +168,10 @@ class ToolCallEnv(SingleEnv):
 
     All are JSON values, so that specs can be saved.
 
-    data: a file of samples; without one, n samples are generated under data_seed, of categories
-        (with a database also "mixed": look up, then compute) at a level of 1 to 4.
+    data: a file of samples, or a folder of `itl toolcall data`, whose samples to train on are
+        taken; without one, n samples are generated under data_seed, at a level of 1 to 4.
+    categories: which samples; by default all of the file, or "calculator", "python_exec" and
+        "no_tool" are generated. With a database there is "mixed", too: look up, then compute.
     database: a fact database that the tool `find` looks into: a path, or a URL without password.
     executor: of Python: "monty", without files and network, or "subprocess", CPython without
         network and the user's files, contained but no sandbox; see `itl_env.subprocess_executor`
@@ -218,6 +241,8 @@ class ToolCallEnv(SingleEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Play one turn."""
         state = live_state(self.reply)
+        if not isinstance(action, str):
+            raise InvalidAction(f"An action is a text, not {type(action).__name__}.")
         (self.reply,) = self.task.advance([state], [self.task.parse(action)], [action])
         cut = self.reply.state.stop_reason is StopReason.OUT_OF_TURNS and self.task.max_turns > 1
         return (

@@ -37,7 +37,7 @@ from itl_env.rubric import Rubric
 from itl_env.samples import Sample, Step
 from itl_env.task import Reply, episode_of
 from itl_env.tool_rubric import ToolTranscript, tool_rubric_named
-from itl_env.tools import Tool, ToolResult, check_arguments, standard_tools
+from itl_env.tools import Find, Tool, ToolResult, check_arguments, standard_tools
 
 INSTRUCTION = """\
 Answer with one JSON object and nothing else, in one of these forms:
@@ -144,6 +144,7 @@ class ToolCallTask:
                 known = ", ".join(self.tools)
                 raise ConfigError(
                     f"Sample {sample.id!r} needs the tool {name!r}; there is {known}."
+                    + (" Name a database." if name == Find.name else "")
                 )
             if problem := check_arguments(self.tools[name], args):
                 raise ConfigError(f"Sample {sample.id!r} has a call that does not fit: {problem}.")
@@ -151,7 +152,7 @@ class ToolCallTask:
         if needed > self.max_turns:
             raise ConfigError(
                 f"Sample {sample.id!r} takes {turns_needed(sample)} turns, but max_turns is "
-                f"{self.max_turns}."
+                f"{self.max_turns}; raise it."
             )
 
     def close(self) -> None:

@@ -43,6 +43,9 @@ GENERATED = "generated "  # before a category; the name of a part
 # Generated prompts may repeat: how often one is drawn before the source is said to have no more.
 TRIES = 10
 
+# Of so many that are generated in a row, the least share that must be new.
+WINDOW, LEAST_NEW = 10_000, 0.1
+
 # A validation part that is smaller than this share of what was asked for is warned of.
 ENOUGH = 0.95
 
@@ -98,7 +101,7 @@ class Mix:
             raise ConfigError("The category 'mixed' looks facts up; name a database.")
         if 0 < self.generated < len(self.categories):
             raise ConfigError(
-                f"generated is {self.generated}, less than one for each of "
+                f"There are {self.generated} samples to generate, less than one for each of "
                 f"{len(self.categories)} categories."
             )
 
@@ -255,7 +258,12 @@ def _collect(
     for part in parts:
         tally = RowCount(part.source, part.n, part.available)
         tallies.append(tally)
+        kept_before = 0
         while part.n is None or tally.kept < part.n:
+            if tally.tried and tally.tried % WINDOW == 0 and part.source.startswith(GENERATED):
+                if tally.kept - kept_before < WINDOW * LEAST_NEW:
+                    break  # nearly all that can be generated has been
+                kept_before = tally.kept
             if (found := next(part.found, None)) is None:
                 break
             tally.tried += 1
@@ -302,7 +310,7 @@ def _shortage(tally: RowCount, mix: Mix) -> str | None:
     """What is to be told if a source gave too little; raises ConfigError where that is an error."""
     if tally.kept and tally.kept >= (tally.wanted or 0):
         return None
-    reasons = ", ".join(f"{reason} {n:,}" for reason, n in tally.refused.most_common(3))
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in tally.refused.most_common())
     many = "no good row" if not tally.kept else f"{tally.kept:,} good rows"
     wanted = "" if tally.wanted is None else f", fewer than the {tally.wanted:,} wanted"
     refused = f" (refused: {reasons})" if reasons else ""
@@ -310,4 +318,8 @@ def _shortage(tally: RowCount, mix: Mix) -> str | None:
     is_generated = tally.source.startswith(GENERATED)
     if tally.kept and mix.allow_fewer and not is_generated:
         return note
-    raise ConfigError(note + ("; take fewer, or a higher level." if is_generated else "."))
+    if is_generated:
+        raise ConfigError(f"{note}; take fewer, or a higher level.")
+    shown = next(iter(tally.examples.values()), ())
+    first = f" The first of these: {shown[0].where}: {shown[0].message}" if shown else ""
+    raise ConfigError(f"{note}.{first}")

@@ -24,7 +24,7 @@ def find_checkpoint(folder: Path) -> Path:
     if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
         check_whole(folder)
         return folder
-    if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=2)):
+    if found := newest_whole(folder / "checkpoints", partial(warnings.warn, stacklevel=3)):
         return found
     if checkpoints(folder / "checkpoints"):
         raise ITLError(f"No checkpoint of {folder} is whole, so there is nothing to ask.")

@@ -5,7 +5,7 @@ import json
 
 import gymnasium
 import pytest
-from gymnasium.error import ResetNeeded
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import itl_env.gym_tools
@@ -27,6 +27,19 @@ def env():
     env = gymnasium.make(ID, **SMALL)
     yield env
     env.close()
+
+
+def test_a_folder_of_data_and_categories_choose_samples(tmp_path):
+    samples = list(generate(30, 0, categories=("calculator", "no_tool")))
+    write_samples(samples, tmp_path / "train.jsonl")
+    env = ToolCallEnv(data=str(tmp_path), categories=["no_tool"])
+    assert env.task.samples == [each for each in samples if each.category == "no_tool"]
+    assert ToolCallEnv(data=str(tmp_path)).task.samples == samples
+    with pytest.raises(ConfigError, match="holds no samples of python_exec"):
+        ToolCallEnv(data=str(tmp_path), categories=["python_exec"])
+    env.reset(seed=0)
+    with pytest.raises(InvalidAction, match="An action is a text, not int"):
+        env.step(5)
 
 
 def test_the_example_in_the_docstring_is_true():
@@ -181,7 +194,7 @@ def test_arguments_that_do_not_fit_are_refused(arguments, told):
         ("executor", [["monty"], None], "text"),
         ("data", [5, ["a"]], "text"),
         ("database", [5, ["a"]], "text"),
-        ("categories", ["calculator", None, 5], "a list of text"),
+        ("categories", ["calculator", 5], "a list of text"),
         ("categories", [["calculator", 5], [["calculator"]]], "text"),
     ],
 )

@@ -1,6 +1,7 @@
 """Data sets of tool calling: what they hold, how they are split, what is refused."""
 
 import json
+import re
 import warnings
 from collections import Counter
 from dataclasses import replace
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itl_env import FactDatabase, tool_data
+from itl_env import FactDatabase, people, tool_data
 from itl_env.errors import ConfigError
 from itl_env.generated import ages
 from itl_env.python_code import same_code, syntax_tree
@@ -54,6 +55,25 @@ def summing(place: int, a: int, b: int, **change: Any) -> Sample:
 
 def parts(folder: Path) -> tuple[list[Sample], list[Sample]]:
     return load_samples(folder / "train.jsonl"), load_samples(folder / "validation.jsonl")
+
+
+def test_a_source_without_a_good_row_says_what_is_wrong_with_the_first(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"q": 1}\n{"question": "How?", "answer": "none"}\n')
+    mix = Mix(gsm8k=None, gsm8k_from=str(tmp_path / "q.jsonl"))
+    with pytest.raises(ConfigError) as told:
+        make_data(mix, tmp_path / "out")
+    assert "no good row among 2 (refused: " in str(told.value)
+    assert "q.jsonl, row " in str(told.value)
+
+
+def test_what_a_level_cannot_give_is_said_before_all_has_been_tried(tmp_path):
+    url = f"sqlite:///{tmp_path / 'few.db'}"
+    FactDatabase.create(url, people(3, seed=0)).close()
+    mix = Mix(generated=100_000, categories=("mixed",), database=url)
+    with pytest.raises(ConfigError, match=r"has [\d,]+ good rows among [\d,]+, fewer than") as told:
+        make_data(mix, tmp_path / "out")
+    n_tried = int(re.search(r"among ([\d,]+)", str(told.value))[1].replace(",", ""))
+    assert n_tried == 10_000  # of the million that might be
 
 
 def test_a_data_set_is_a_function_of_its_mix(tmp_path: Path) -> None:
