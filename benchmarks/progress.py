@@ -100,7 +100,7 @@ class TrainingProgress:
             self._close()
             self._run = run
             self._progress = Progress(run, self.n_steps[run]).__enter__()
-        evaluated = "recall_seen" in row
+        evaluated = "recall_seen" in row or "exact" in row
         self._progress.at(row["step"], describe(row), always=evaluated or is_first)
         if evaluated and row["step"] == self.n_steps[run]:
             self._close()  # what follows on stdout must not be drawn into a bar
@@ -115,6 +115,8 @@ def describe(row: Mapping[str, Any]) -> str:
     """One row of training metrics in a few words."""
     if "loss" in row:
         return f"loss {row['loss']:.3f}"
+    if "exact" in row:
+        return f"exact calls {100 * row['exact']:.1f}%"
     recalls = [
         f"recall {100 * row[f'recall_{who}']:.1f}% {who}"
         for who in ("seen", "unseen")
