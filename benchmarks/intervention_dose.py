@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import SHARES, Condition, Row
+from benchmarks.interventions import Condition, Row, tables
 from benchmarks.progress import Progress
-from benchmarks.statistics import percent
 from benchmarks.toolformer_study import (
     Cells,
+    InterventionConfig,
     Toolformer,
-    ToolformerStudyConfig,
     begin,
     write_lines,
     write_rows,
@@ -27,9 +26,14 @@ from itl_env.errors import ConfigError
 from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "layer": lambda row: str(row["layer"]),
+    "alpha": lambda row: f"{row['alpha']:g}",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class InterventionDoseConfig(ToolformerStudyConfig):
+class InterventionDoseConfig(InterventionConfig):
     """Replace one MLP at a time by base + alpha * delta; see what is written."""
 
     out: Path = Path("runs/intervention-dose")  # folder of the table, figures and report
@@ -48,7 +52,7 @@ def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None
     results = {
         **made.course(),
         "percentile": config.percentile,
-        "d_new": made.d_new,
+        "d_new": config.n_new,
         "rows": rows,
     }
     write_rows(rows, config.out / "rows.csv")
@@ -64,7 +68,7 @@ def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None
 def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
     """A row for each layer, alpha and subset."""
     for layer in made.layers:
-        made.delta(layer, config.percentile, made.d_new)
+        made.delta(layer, config.percentile, config.n_new)
     subject = made.subject(made.sizes.n_evaluate)
     model_hash = fingerprint(subject.model)
     total = len(KINDS) * len(made.layers) * len(config.alphas)
@@ -73,7 +77,7 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
     with Progress("cells", total) as progress:
         for layer in made.layers:
             base = made.base(layer, config.percentile)
-            delta = made.delta(layer, config.percentile, made.d_new)
+            delta = made.delta(layer, config.percentile, config.n_new)
             check_model(delta, subject.model)
             site = site_for(base, subject.model, layer)
             for alpha in config.alphas:
@@ -94,23 +98,6 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
 def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
     rows, on = results["rows"], results["machine"]
-    tables = []
-    for kind in KINDS:
-        lines = []
-        for row in (row for row in rows if row["subset"] == kind):
-            shares = [
-                percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
-                for metric in SHARES
-            ]
-            lines.append(
-                f"| {row['layer']} | {row['alpha']:g} | {row['cross_entropy']:.3f} | "
-                f"{' | '.join(shares)} |"
-            )
-        n = next(row["n"] for row in rows if row["subset"] == kind)
-        tables.append(
-            f"## {kind} ({n} rows)\n\n| layer | alpha | cross-entropy | {' | '.join(SHARES)} |\n"
-            f"|---|---:|---:|{'---:|' * len(SHARES)}\n" + "\n".join(lines)
-        )
     return f"""# The dose of a delta
 
 {results["model"]}, fine-tuned to call a calculator as text; the MLP of one layer is replaced by
@@ -118,5 +105,5 @@ base + alpha * delta. Deltas have {results["d_new"]} features, beside the base o
 {results["percentile"]:g}. Machine: {on["cpu"]}, {on["cores"]} cores. Preset {results["preset"]},
 seed {results["seed"]}. Columns as in `intervention-layers`.
 
-{chr(10).join(tables)}
+{tables(rows, COLUMNS)}
 """

@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import SHARES, Condition, Row, conditions
+from benchmarks.interventions import Condition, Row, conditions, tables
 from benchmarks.progress import Progress
-from benchmarks.statistics import percent
 from benchmarks.toolformer_study import (
     Cells,
+    InterventionConfig,
     Toolformer,
-    ToolformerStudyConfig,
     Which,
     begin,
     write_lines,
@@ -36,8 +35,14 @@ BOTH: tuple[Which, ...] = ("tuned", "base")
 N_CONDITIONS = 6  # besides the model as it is
 
 
+COLUMNS: Mapping[str, Callable[[Row], str]] = {
+    "layer": lambda row: "-" if row["layer"] is None else str(row["layer"]),
+    "in place of the MLP": lambda row: str(row["condition"]),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class InterventionLayersConfig(ToolformerStudyConfig):
+class InterventionLayersConfig(InterventionConfig):
     """Replace one MLP at a time by a base, with and without a delta, and by controls."""
 
     out: Path = Path("runs/intervention-layers")  # folder of the table, figures and report
@@ -48,11 +53,11 @@ def intervention_layers(
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
     made = begin(config, config.out)
-    rows = _measured(made, config.out)
+    rows = _measured(made, config)
     results = {
         **made.course(),
         "percentile": config.percentile,
-        "d_new": made.d_new,
+        "d_new": config.n_new,
         "rows": rows,
     }
     write_rows(rows, config.out / "rows.csv")
@@ -65,9 +70,9 @@ def intervention_layers(
     tell(text)
 
 
-def _measured(made: Toolformer, out: Path) -> list[Row]:
+def _measured(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:
     """A row for each layer, condition and subset."""
-    percentile, d_new, seed = made.config.percentile, made.d_new, made.config.seed
+    percentile, d_new, seed, out = config.percentile, config.n_new, config.seed, config.out
     for layer in made.layers:  # all that is trained, before anything is measured
         for of in BOTH:
             made.delta(layer, percentile, d_new, of)
@@ -116,24 +121,6 @@ def _measured(made: Toolformer, out: Path) -> list[Row]:
 def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
     rows, on, tuning = results["rows"], results["machine"], results["tuning"]
-    tables = []
-    for kind in KINDS:
-        lines = []
-        for row in (row for row in rows if row["subset"] == kind):
-            shares = [
-                percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
-                for metric in SHARES
-            ]
-            where = "-" if row["layer"] is None else row["layer"]
-            lines.append(
-                f"| {where} | {row['condition']} | {row['cross_entropy']:.3f} | "
-                f"{' | '.join(shares)} |"
-            )
-        n = next(row["n"] for row in rows if row["subset"] == kind)
-        tables.append(
-            f"## {kind} ({n} rows)\n\n| layer | in place of the MLP | cross-entropy | "
-            f"{' | '.join(SHARES)} |\n|---|---|---:|{'---:|' * len(SHARES)}\n" + "\n".join(lines)
-        )
     return f"""# The tool behind one layer
 
 {results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
@@ -149,5 +136,5 @@ fine-tuned. Shares are of all rows of a subset, with Wilson's 95% intervals; cro
 of the targets, in nats a token. `tool_call`: the output begins with a call; `valid_format`: it is
 one and nothing else; `math_correct`: that comes to the right value; `exact`: it is the target.
 
-{chr(10).join(tables)}
+{tables(rows, COLUMNS)}
 """

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.statistics import wilson
+from benchmarks.statistics import percent, wilson
 from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
-from itl_env.toolformer import Kind, ToolformerRow, call_of, called, is_right
+from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
 from itl_train.activations import batches_of, kept_of, padded
 from itl_train.toolformer_text import format_example, generate_texts, target_losses
 
@@ -194,3 +194,25 @@ def conditions(
     if untuned is not None:
         found["untuned delta"] = dosed(base, untuned)
     return [Condition(name, site, instead) for name, instead in found.items()]
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+def tables(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> str:
+    """A Markdown table for each subset: what `columns` say of a row, and what was measured."""
+    found = []
+    for kind in KINDS:
+        own = [row for row in rows if row["subset"] == kind]
+        lines = [f"## {kind} ({own[0]['n']} rows)", ""]
+        lines.append(f"| {' | '.join((*columns, 'cross-entropy', *SHARES))} |")
+        lines.append(f"|{'---|' * len(columns)}---:|{'---:|' * len(SHARES)}")
+        for row in own:
+            shares = [
+                percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
+                for metric in SHARES
+            ]
+            cells = (*(say(row) for say in columns.values()), f"{row['cross_entropy']:.3f}")
+            lines.append(f"| {' | '.join((*cells, *shares))} |")
+        found.append("\n".join(lines))
+    return "\n\n".join(found)

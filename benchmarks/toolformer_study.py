@@ -21,6 +21,7 @@ from itl_agents.transcoder import Transcoder, check_model
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, whole_file, write_text
 from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
+from itl_train.settings import check_at_least
 from itl_train.transcoder_config import TranscoderSettings
 
 if TYPE_CHECKING:
@@ -90,8 +91,6 @@ class ToolformerStudyConfig:
     text: tuple[str, ...] = ()  # files of sentences to copy, see `itl toolformer data`
     runs: Path = Path("runs/toolformer")  # folder of what the studies share
     layers: tuple[int, ...] = ()  # whose MLP is replaced; those of the preset if none is named
-    percentile: float = 0.5  # which base of a layer, by L0, in the interventions
-    d_new: int = 0  # features of its delta there; 0 for the most of the preset
     seed: int = 0  # drives data, initialisation and the random control
     n_threads: int = 0  # CPU threads; 0 for one a core
 
@@ -99,6 +98,25 @@ class ToolformerStudyConfig:
         check_threads(self.n_threads)
         if self.preset == "laptop" and not self.model:
             raise ConfigError("The preset laptop fine-tunes a pretrained model; name one: --model.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterventionConfig(ToolformerStudyConfig):
+    """What the studies share that let a model write while an MLP is replaced."""
+
+    percentile: float = 0.5  # which base of a layer, by L0: 0 sparsest, 1 densest
+    d_new: int = 0  # features of the delta beside it; 0 for the most of the preset
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 0, "d_new")
+        if not 0 <= self.percentile <= 1:
+            raise ConfigError(f"percentile is {self.percentile}; it must be from 0 to 1.")
+
+    @property
+    def n_new(self) -> int:
+        """Features of the delta."""
+        return self.d_new or max(SIZES[self.preset].d_new)
 
 
 @dataclass
@@ -121,11 +139,6 @@ class Toolformer:
     def layers(self) -> tuple[int, ...]:
         """The layers whose MLP is replaced."""
         return self.config.layers or self.sizes.layers
-
-    @property
-    def d_new(self) -> int:
-        """Features of the delta in the interventions."""
-        return self.config.d_new or max(self.sizes.d_new)
 
     @cached_property
     def data(self) -> Path:

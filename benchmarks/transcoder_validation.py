@@ -44,7 +44,7 @@ class TranscoderValidationConfig(ToolformerStudyConfig):
 
     out: Path = Path("runs/transcoder-validation")  # folder of the table, figures and report
     percentiles: tuple[float, ...] = ()  # which bases, by L0; those of the preset if none is named
-    sizes: tuple[int, ...] = ()  # features of deltas; those of the preset if none is named
+    d_new: tuple[int, ...] = ()  # features of deltas; those of the preset if none is named
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,7 +58,7 @@ def transcoder_validation(
     """Run what is left of the study; write rows, figures and the report, and print the report."""
     made = begin(config, config.out)
     percentiles = config.percentiles or made.sizes.percentiles
-    sizes = config.sizes or made.sizes.d_new
+    sizes = config.d_new or made.sizes.d_new
     rows = _measured(made, config.out, percentiles, sizes)
     results = {**made.course(), "n_losses": made.sizes.n_losses, "rows": rows}
     write_rows(rows, config.out / "rows.csv")
