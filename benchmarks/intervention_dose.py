@@ -81,11 +81,13 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
             check_model(delta, subject.model)
             site = site_for(base, subject.model, layer)
             for alpha in config.alphas:
-                condition = Condition(f"alpha {alpha:g}", site, dosed(base, delta, alpha))
+                condition = Condition(
+                    f"alpha {alpha:g}", site, dosed(base, delta, alpha), base, delta
+                )
                 for kind in KINDS:
                     name = f"layer-{layer:02d}-alpha-{alpha:g}-{kind}"
                     made_by = {
-                        "model": model_hash, "n": made.sizes.n_evaluate, "base": base.hash,
+                        "model": model_hash, "rows": subject.digest(kind), "base": base.hash,
                         "delta": delta.hash,
                     }  # fmt: skip
                     measure = partial(subject.measured, condition, kind)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import Condition, Row, conditions, tables
+from benchmarks.interventions import PAIRED, Condition, Row, conditions, differences, tables
 from benchmarks.progress import Progress
 from benchmarks.toolformer_study import (
     Cells,
@@ -32,6 +32,10 @@ from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 
 BOTH: tuple[Which, ...] = ("tuned", "base")
+FITS = (
+    "layer", "L0 of the base", "unexplained", "L0 of the delta", "unexplained",
+    "L0 of the untuned one", "unexplained",
+)  # fmt: skip
 N_CONDITIONS = 6  # besides the model as it is
 
 
@@ -53,13 +57,16 @@ def intervention_layers(
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
     made = begin(config, config.out)
-    rows = _measured(made, config)
+    rows, paired = _measured(made, config)
     results = {
         **made.course(),
         "percentile": config.percentile,
         "d_new": config.n_new,
+        "fits": _fits(made, config),
         "rows": rows,
+        "differences": paired,
     }
+    write_rows(paired, config.out / "differences.csv")
     write_rows(rows, config.out / "rows.csv")
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import layers_figure
@@ -70,8 +77,22 @@ def intervention_layers(
     tell(text)
 
 
-def _measured(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:
-    """A row for each layer, condition and subset."""
+def _fits(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:
+    """How well the bases and the deltas of either model fit what they were trained on."""
+    rows = []
+    for layer in made.layers:
+        base = made.base(layer, config.percentile)
+        row: Row = {"layer": layer, "base_unexplained": made.unexplained(base)}
+        row["base_l0"] = base.about.l0
+        for of in BOTH:
+            about = made.delta(layer, config.percentile, config.n_new, of).about
+            row |= {f"delta_{of}_unexplained": about.unexplained, f"delta_{of}_l0": about.l0}
+        rows.append(row)
+    return rows
+
+
+def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[Row], list[Row]]:
+    """A row for each layer, condition and subset; and how `full` differs from each other one."""
     percentile, d_new, seed, out = config.percentile, config.n_new, config.seed, config.out
     for layer in made.layers:  # all that is trained, before anything is measured
         for of in BOTH:
@@ -80,17 +101,19 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:
     model_hash = fingerprint(subject.model)
     cells = Cells(out / "cells", len(KINDS) * (1 + len(made.layers) * N_CONDITIONS), "cells")
     rows: list[Row] = []
+    each: dict[tuple[int | None, str, str], list[Row]] = {}
     with Progress("cells", cells.total) as progress:
 
         def take(condition: Condition, layer: int | None, made_by: Mapping[str, Any]) -> None:
             for kind in KINDS:
                 where = "raw" if layer is None else f"layer-{layer:02d}"
                 name = f"{where}-{condition.name.replace(' ', '-')}-{kind}"
-                wanted = {"model": model_hash, "n": made.sizes.n_evaluate, **made_by}
+                wanted = {"model": model_hash, "rows": subject.digest(kind), **made_by}
                 measure = partial(subject.measured, condition, kind)
                 found, written = cells.measured(name, wanted, measure, progress)
                 write_lines(written, out / "generations" / f"{name}.jsonl")
                 rows.append({"layer": layer, "condition": condition.name, **found})
+                each[layer, condition.name, kind] = written
 
         first = site_for(made.base(made.layers[0], percentile), subject.model)
         take(Condition("raw", first, None), None, {})
@@ -104,23 +127,41 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:
                 "base": base.hash, "delta": delta.hash, "untuned": untuned.hash, "seed": seed,
             }  # fmt: skip
             means = made.means(layer, base)
-            active: Row = {}
-            for kind in KINDS:
-                read = subject.reads(site, kind)
-                active[f"{kind}_base"] = float(base.encode(read).mean())
-                active[f"{kind}_delta"] = float(delta.encode(read).mean())
             for condition in conditions(site, base, delta, means, untuned, seed):
-                start = len(rows)
                 take(condition, layer, made_by)
-                for row in rows[start:]:
-                    row["mean_a_base"] = active[f"{row['subset']}_base"]
-                    row["mean_a_delta"] = active[f"{row['subset']}_delta"]
-    return rows
+    paired = [
+        {
+            "layer": layer,
+            "less": name,
+            "subset": kind,
+            **differences(each[layer, "full", kind], written),
+        }
+        for (layer, name, kind), written in each.items()
+        if layer is not None and name != "full"
+    ]
+    return rows, paired
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
     rows, on, tuning = results["rows"], results["machine"], results["tuning"]
+    fits = "\n".join(
+        f"| {row['layer']} | {row['base_l0']:.0f} | {row['base_unexplained']:.3f} | "
+        + " | ".join(
+            f"{row[f'delta_{of}_l0']:.1f} | {row[f'delta_{of}_unexplained']:.3f}" for of in BOTH
+        )
+        + " |"
+        for row in results["fits"]
+    )
+    paired = "\n".join(
+        f"| {row['layer']} | {row['less']} | {row['subset']} | "
+        + " | ".join(
+            f"{row[figure]:+.3f} [{row[f'{figure}_low']:+.3f}, {row[f'{figure}_high']:+.3f}]"
+            for figure in PAIRED
+        )
+        + " |"
+        for row in results["differences"]
+    )
     return f"""# The tool behind one layer
 
 {results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
@@ -128,13 +169,33 @@ def report(results: Mapping[str, Any]) -> str:
 {on["cores"]} cores. Preset {results["preset"]}, seed {results["seed"]}. Deltas have
 {results["d_new"]} features, beside the base of percentile {results["percentile"]:g}.
 
-`raw` is the model as it is; `no_delta` the base alone, trained on the model before it was
-fine-tuned; `full` base and delta. The controls: `mean ablation`, the mean of what the block adds;
-`bias only`, the base and the mean of what it leaves; `turned delta`, base and the delta's output
-turned by a random rotation; `untuned delta`, base and a delta trained on the model before it was
-fine-tuned. Shares are of all rows of a subset, with Wilson's 95% intervals; cross-entropy is that
-of the targets, in nats a token. `tool_call`: the output begins with a call; `valid_format`: it is
-one and nothing else; `math_correct`: that comes to the right value; `exact`: it is the target.
+`raw` is the model as it is; `no_delta` the base alone ({results["base"]}); `full` base and delta.
+The controls: `mean ablation`, the mean of what the block adds; `bias only`, the base and the mean
+of what it leaves; `turned delta`, base and the delta's output turned by one random orthogonal
+matrix; `untuned delta`, base and a delta trained on the model before it was fine-tuned. Shares are
+of all rows of a subset, with Wilson's 95% intervals; cross-entropy is that of the targets, in nats
+a token. `tool_call`: the output begins with a call; `valid_format`: it is one and nothing else;
+`math_correct`: that comes to the right value; `exact`: it is the target.
 
 {tables(rows, COLUMNS)}
+
+## What `full` has more than the others
+
+Over the same rows, with 95% intervals of paired differences. A delta repairs what the base leaves
+of any model, and adds what fine-tuning has changed: the latter is its difference from the
+`untuned delta`, which repairs only.
+
+| layer | less | subset | {" | ".join(PAIRED)} |
+|---|---|---|{"---:|" * len(PAIRED)}
+{paired}
+
+## How well they fit
+
+Fraction of variance unexplained of what the block adds, on validation tokens: bases and untuned
+deltas of the model before it was fine-tuned, deltas of the one after. L0 is that of the base, or of
+the delta's own features.
+
+| {" | ".join(FITS)} |
+|---|---:|---:|---:|---:|---:|---:|
+{fits}
 """

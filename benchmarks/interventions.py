@@ -4,6 +4,7 @@ For each subset of `itl toolformer data`: the cross-entropy of the targets, how 
 begun, is valid and comes to the right value, and how often the target is written exactly.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.statistics import percent, wilson
+from benchmarks.statistics import paired_difference, percent, wilson
 from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
@@ -30,11 +31,16 @@ ROOM = 8  # tokens that may be written beyond the longest target
 
 @dataclass(frozen=True)
 class Condition:
-    """What stands in for an MLP. name: of the rows. instead: None for the MLP itself."""
+    """What stands in for an MLP.
+
+    name: of the rows. instead: None for the MLP itself. base, delta: whose features take part.
+    """
 
     name: str
     site: Site
     instead: Replacement | None
+    base: Transcoder | None = None
+    delta: Transcoder | None = None
 
 
 class Subject:
@@ -49,12 +55,18 @@ class Subject:
     ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.batch_size = batch_size
+        self._read: tuple[Any, Tensor] = (None, torch.empty(0))
         bos = tokenizer.bos_token_id
         self.begins = [] if bos is None else [int(bos)]
         self.rendered = {
             kind: [format_example(row.prompt, row.target, tokenizer) for row in some]
             for kind, some in rows.items()
         }
+
+    def digest(self, kind: Kind) -> str:
+        """A hash of the rows of a subset."""
+        found = hashlib.blake2b(repr(list(self.rows[kind])).encode(), digest_size=8)
+        return found.hexdigest()
 
     def losses(self, condition: Condition, kind: Kind) -> list[float]:
         """Mean cross-entropy of each row's target, in nats a token."""
@@ -82,18 +94,32 @@ class Subject:
             low, high = wilson(right, len(rows))
             found |= {metric: right / len(rows), f"{metric}_right": right}
             found |= {f"{metric}_low": low, f"{metric}_high": high}
+        for part in ("base", "delta"):
+            features = getattr(condition, part)
+            if features is not None:
+                read = self.reads(condition.site, kind)
+                found[f"mean_a_{part}"] = float(features.encode(read).mean())
         written = [
-            {"id": row.id, "prompt": row.prompt, "target": row.target, "written": text}
-            for row, text in zip(rows, texts, strict=True)
-        ]
+            {
+                "id": row.id, "prompt": row.prompt, "target": row.target, "written": text,
+                "cross_entropy": loss,
+                **{metric: judge(row, text) for metric, judge in _JUDGES.items()},
+            }
+            for row, text, loss in zip(rows, texts, losses, strict=True)
+        ]  # fmt: skip
         return found, written
 
-    @torch.inference_mode()
     def reads(self, site: Site, kind: Kind) -> Tensor:
         """What the site reads at each token of prompts and targets (n_tokens, d_model).
 
         It is the same under any condition at this site, since what is read comes before it.
         """
+        if self._read[0] != (site, kind):  # the last one is kept, for the next condition
+            self._read = ((site, kind), self._reads(site, kind))
+        return self._read[1]
+
+    @torch.inference_mode()
+    def _reads(self, site: Site, kind: Kind) -> Tensor:
         texts = [row.input_ids for row in self.rendered[kind]]
         skipped = torch.tensor(self.begins, dtype=torch.long)
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
@@ -162,14 +188,14 @@ def bias_only(base: Transcoder, means: Means) -> Replacement:
 
 
 def turned(base: Transcoder, delta: Transcoder, seed: int) -> Replacement:
-    """The base and a delta whose output is turned by a random rotation, so that at each token it
-    has the same norm, in directions that mean nothing.
+    """The base and a delta whose output is turned by a random orthogonal matrix, so that at each
+    token it has the same norm, in directions that mean nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(delta.d_model, delta.d_model, generator=generator)
-    rotation, upper = torch.linalg.qr(drawn)
-    rotation = rotation * torch.sign(torch.diagonal(upper))  # uniform over rotations
-    return lambda x, _: base(x) + delta(x) @ rotation
+    turn, upper = torch.linalg.qr(drawn)
+    turn = turn * torch.sign(torch.diagonal(upper))  # uniform over orthogonal matrices
+    return lambda x, _: base(x) + delta(x) @ turn
 
 
 def conditions(
@@ -177,23 +203,38 @@ def conditions(
     base: Transcoder,
     delta: Transcoder,
     means: Means,
-    untuned: Transcoder | None,
+    untuned: Transcoder,
     seed: int,
 ) -> list[Condition]:
     """The base alone, the delta beside it, and the controls.
 
     untuned: a delta of the same size, trained on the model before it was fine-tuned.
     """
-    found = {
-        "no_delta": base.replacement(),
-        "full": dosed(base, delta),
-        "mean ablation": mean_ablation(means),
-        "bias only": bias_only(base, means),
-        "turned delta": turned(base, delta, seed),
-    }
-    if untuned is not None:
-        found["untuned delta"] = dosed(base, untuned)
-    return [Condition(name, site, instead) for name, instead in found.items()]
+    return [
+        Condition("no_delta", site, base.replacement(), base),
+        Condition("full", site, dosed(base, delta), base, delta),
+        Condition("mean ablation", site, mean_ablation(means)),
+        Condition("bias only", site, bias_only(base, means), base),
+        Condition("turned delta", site, turned(base, delta, seed), base, delta),
+        Condition("untuned delta", site, dosed(base, untuned), base, untuned),
+    ]
+
+
+PAIRED = ("cross_entropy", "tool_call", "exact")
+"""Figures of single rows, of which differences between conditions are told."""
+
+
+def differences(own: Sequence[Row], other: Sequence[Row]) -> Row:
+    """How much more `own` has of each figure than `other`, over the same rows, with 95% intervals.
+
+    Both are what `Subject.measured` says of each row.
+    """
+    found: Row = {}
+    for figure in PAIRED:
+        one, two = ([float(row[figure]) for row in rows] for rows in (own, other))
+        mean, low, high = paired_difference(one, two)
+        found |= {figure: mean, f"{figure}_low": low, f"{figure}_high": high}
+    return found
 
 
 # -- tables ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from benchmarks.interventions import Means, Row, Subject, means_of
 from benchmarks.machine import machine
 from benchmarks.progress import Progress, TrainingProgress
 from benchmarks.timing import check_threads, say
-from itl_agents.transcoder import Transcoder, check_model
+from itl_agents.transcoder import Transcoder
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, whole_file, write_text
 from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
@@ -73,7 +73,7 @@ SIZES = {
         percentiles=(0.25, 0.5, 0.75), d_new=(32, 64, 128), delta_sparsity=1e-3,
         delta_course={"n_steps": 1_500, "lr": 1e-3, "lr_warmup": 100, "sparsity_warmup": 100,
                       "decay": 0.3, "evaluate_every": 500, "patience": 0, "train_threshold": False},
-        n_losses=100, n_evaluate=200,
+        n_losses=200, n_evaluate=200,
     ),
 }  # fmt: skip
 
@@ -126,10 +126,34 @@ class Toolformer:
     config: ToolformerStudyConfig
     sizes: Sizes = field(init=False)
     _loaded: "dict[str, Pretrained]" = field(default_factory=dict)
-    _collected: "dict[str, tuple[Activations, Activations]]" = field(default_factory=dict)
+    _collected: "dict[tuple[str, int], tuple[Activations, Activations]]" = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         self.sizes = SIZES[self.config.preset]
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        """Raise ConfigError if the folder was made with other settings."""
+        from itl_agents.hub import fingerprint
+
+        config, file = self.config, self.place("settings.json")
+        model = config.model and fingerprint(config.model)
+        wanted = {"preset": config.preset, "model": model, "seed": config.seed}
+        wanted |= {"text": [str(Path(each).absolute()) for each in config.text]}
+        wanted |= {"base": config.base}
+        if file.exists():
+            there = read_json(file, "Name another folder of --runs.")
+            for key, value in wanted.items():
+                if there[key] != value:
+                    raise ConfigError(
+                        f"{config.runs} was made with {key}={there[key]!r}, not {value!r}; name "
+                        "another folder: --runs."
+                    )
+            return
+        config.runs.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(wanted, indent=1) + "\n")
 
     def place(self, name: str) -> Path:
         """A folder of the pipeline."""
@@ -184,16 +208,36 @@ class Toolformer:
 
         return [row for row in RunFolder(self.place("tuning")).rows() if "exact" in row]
 
-    def activations(self, of: Which) -> "tuple[Activations, Activations]":
-        """The collections of a model, to train and to validate on."""
-        if of not in self._collected:
-            self._collected[of] = self._collect(of)
-        return self._collected[of]
+    def activations(self, of: Which, layer: int) -> "tuple[Activations, Activations]":
+        """The collections of a model that hold a layer, to train and to validate on."""
+        if (of, layer) not in self._collected:
+            there: dict[tuple[str, int], tuple[Activations, Activations]] = {}
+            for folder in sorted(self.config.runs.glob(f"activations-{of}*")):
+                found = self._whole(folder)
+                there |= {(of, each): found for each in found[0].about.layers} if found else {}
+            self._collected |= there
+        if (of, layer) not in self._collected:
+            missing = [each for each in self.layers if (of, each) not in self._collected]
+            found = self._collect(of, missing)
+            self._collected |= {(of, each): found for each in missing}
+        return self._collected[of, layer]
 
-    def _collect(self, of: Which) -> "tuple[Activations, Activations]":
+    @staticmethod
+    def _whole(folder: Path) -> "tuple[Activations, Activations] | None":
+        """The collections in a folder; None if they are not whole."""
+        from itl_train.activations import Activations
+
+        try:
+            return Activations(folder / PARTS[0]), Activations(folder / PARTS[1])
+        except ConfigError:
+            return None
+
+    def _collect(self, of: Which, layers: Sequence[int]) -> "tuple[Activations, Activations]":
+        """Collect at all these layers in one pass over the texts."""
         from itl_train.activations import collect
         from itl_train.toolformer_text import format_example
 
+        out = self.place(f"activations-{of}-{'-'.join(map(str, layers))}")
         model, tokenizer, _ = self.loaded(of)
         begins = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
         found: list[Activations] = []
@@ -209,7 +253,7 @@ class Toolformer:
 
                 found.append(
                     collect(
-                        model, texts, self.layers, self.place(f"activations-{of}") / part,
+                        model, texts, layers, out / part,
                         name=f"the {of} model", skip_ids=begins, on_progress=show,
                     )
                 )  # fmt: skip
@@ -234,12 +278,12 @@ class Toolformer:
         from itl_train.transcoder import TranscoderRun
         from itl_train.transcoder_folders import base_folder
 
-        root, collected = self.place("bases"), None
+        root = self.place("bases")
         for layer in self.layers:
             for sparsity in self.sizes.sparsities:
                 out = base_folder(root, layer, sparsity)
                 if not (out / "transcoder").exists():
-                    collected = collected or self.activations("base")
+                    collected = self.activations("base", layer)
                     settings = self._settings(self.sizes.d_sae, sparsity, self.sizes.course)
                     run = TranscoderRun(settings, *collected, layer, out)
                     _train(run, f"base of layer {layer}, sparsity {sparsity:g}")
@@ -249,9 +293,17 @@ class Toolformer:
         """The base of a layer."""
         from itl_train.transcoder_folders import open_base
 
-        found = open_base(self.config.base or str(self.bases), layer, percentile)
-        check_model(found, self.loaded("base").model, "base model")
-        return found
+        return open_base(self.config.base or str(self.bases), layer, percentile)
+
+    def unexplained(self, base: Transcoder) -> float:
+        """What a base leaves of the model before it was fine-tuned, on validation tokens."""
+        if base.about.unexplained is not None:
+            return base.about.unexplained
+        from itl_train.transcoder import fit_of  # it was trained elsewhere
+
+        layer = base.about.layer
+        _, validation = self.activations("base", layer)
+        return fit_of(base, validation.read(layer), validation.wrote(layer)).unexplained
 
     def delta(self, layer: int, percentile: float, d_new: int, of: Which = "tuned") -> Transcoder:
         """A delta beside the base of that percentile, trained if it has not been."""
@@ -262,14 +314,15 @@ class Toolformer:
         if not (out / "transcoder").exists():
             settings = self._settings(d_new, self.sizes.delta_sparsity, self.sizes.delta_course)
             base = self.base(layer, percentile)
-            collected = self.activations(of)
-            run = TranscoderRun(settings, *collected, layer, out, base, "bases")
+            collected = self.activations(of, layer)
+            name = self.config.base or "bases"
+            run = TranscoderRun(settings, *collected, layer, out, base, name)
             _train(run, f"delta of layer {layer}, percentile {percentile:g}, {d_new} features")
         return Transcoder.load(out / "transcoder")
 
     def means(self, layer: int, base: Transcoder) -> Means:
         """Of the fine-tuned model at a layer."""
-        train, _ = self.activations("tuned")
+        train, _ = self.activations("tuned", layer)
         return means_of(base, train.read(layer), train.wrote(layer))
 
     def subject(self, n: int) -> Subject:
@@ -285,6 +338,7 @@ class Toolformer:
         return {
             "preset": self.config.preset,
             "model": Path(self.base_model).name,
+            "base": self.config.base or "trained on the model before it was fine-tuned",
             "layers": list(self.layers),
             "seed": self.config.seed,
             "tuning": self.tuning()[-1],

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.interventions import Condition, Row
 from benchmarks.progress import Progress
-from benchmarks.statistics import clustered_mean
+from benchmarks.statistics import Z, clustered_mean
 from benchmarks.toolformer_study import (
     Cells,
     Toolformer,
@@ -28,14 +28,13 @@ from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
-from itl_env.toolformer import Kind
+from itl_env.toolformer import KINDS
 from itl_train.transcoder import Fit, fit_of
 
 COLUMNS = (
     "layer", "percentile", "L0 of the base", "delta", "its L0", "unexplained", "cosine",
-    "norm ratio", "change, tool", "change, copy",
+    "norm ratio", "change, tool", "change, copy", "change, tool_ood",
 )  # fmt: skip
-SUBSETS: tuple[Kind, ...] = ("tool", "copy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,8 @@ def transcoder_validation(
     made = begin(config, config.out)
     percentiles = config.percentiles or made.sizes.percentiles
     sizes = config.d_new or made.sizes.d_new
-    rows = _measured(made, config.out, percentiles, sizes)
-    results = {**made.course(), "n_losses": made.sizes.n_losses, "rows": rows}
+    rows, raw = _measured(made, config.out, percentiles, sizes)
+    results = {**made.course(), "n_losses": made.sizes.n_losses, "raw": raw, "rows": rows}
     write_rows(rows, config.out / "rows.csv")
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import validation_figures
@@ -73,8 +72,8 @@ def transcoder_validation(
 
 def _measured(
     made: Toolformer, out: Path, percentiles: Sequence[float], sizes: Sequence[int]
-) -> list[Row]:
-    """A row for each layer, percentile and size, 0 for the base alone."""
+) -> tuple[list[Row], Row]:
+    """A row for each layer, percentile and size, 0 for the base alone; and the model as it is."""
     for layer in made.layers:  # all that is trained, before anything is measured
         for percentile in percentiles:
             for d_new in sizes:
@@ -83,17 +82,17 @@ def _measured(
     model_hash = fingerprint(subject.model)
     n = len(made.layers) * len(percentiles) * (1 + len(sizes))
     cells = Cells(out / "cells", n + 1, "cells")
-    _, validation = made.activations("tuned")
     rows: list[Row] = []
     with Progress("cells", n + 1) as progress:
 
         def losses(condition: Condition) -> dict[str, list[float]]:
-            return {kind: subject.losses(condition, kind) for kind in SUBSETS}
+            return {kind: subject.losses(condition, kind) for kind in KINDS}
 
         site = site_for(made.base(made.layers[0], percentiles[0]), subject.model)
-        made_by = {"model": model_hash, "n": made.sizes.n_losses}
+        made_by = {"model": model_hash, "rows": [subject.digest(kind) for kind in KINDS]}
         raw = cells.measured("raw", made_by, lambda: losses(Condition("raw", site, None)), progress)
         for layer in made.layers:
+            _, validation = made.activations("tuned", layer)
             read, wrote = validation.read(layer), validation.wrote(layer)
             step = max(1, len(read) // 20_000)
             for percentile in percentiles:
@@ -121,11 +120,12 @@ def _measured(
                             "percentile": percentile,
                             "d_new": d_new,
                             "base_l0": base.about.l0,
+                            "base_unexplained": made.unexplained(base),
                             **found["fit"],
                             **_changes(found["losses"], raw),
                         }
                     )
-    return rows
+    return rows, {kind: sum(losses) / len(losses) for kind, losses in raw.items()}
 
 
 def _fit_and_losses(
@@ -137,15 +137,24 @@ def _fit_and_losses(
 def _changes(own: Mapping[str, Sequence[float]], raw: Mapping[str, Sequence[float]]) -> Row:
     """Mean cross-entropy by subset, and its mean change with half of its 95% interval."""
     found: Row = {}
-    for kind in SUBSETS:
+    for kind in KINDS:
         change = [a - b for a, b in zip(own[kind], raw[kind], strict=True)]
-        mean, half = clustered_mean(change, [1] * len(change))
+        mean, error = clustered_mean(change, [1] * len(change))
         found |= {
             f"cross_entropy_{kind}": sum(own[kind]) / len(own[kind]),
             f"change_{kind}": mean,
-            f"change_{kind}_half": half,
+            f"change_{kind}_half": Z * error,
         }
     return found
+
+
+def _mean(rows: Sequence[Row], percentile: float, d_new: int, column: str) -> float:
+    found = [
+        float(row[column])
+        for row in rows
+        if (row["percentile"], row["d_new"]) == (percentile, d_new)
+    ]
+    return sum(found) / len(found)
 
 
 def report(results: Mapping[str, Any]) -> str:
@@ -156,13 +165,29 @@ def report(results: Mapping[str, Any]) -> str:
         f"{row['d_new'] or 'base alone'} | {row['l0']:.1f} | {row['unexplained']:.3f} | "
         f"{row['cosine']:.3f} | {row['ratio']:.3f} | "
         + " | ".join(
-            f"{row[f'change_{kind}']:+.3f} ± {row[f'change_{kind}_half']:.3f}" for kind in SUBSETS
+            f"{row[f'change_{kind}']:+.3f} ± {row[f'change_{kind}_half']:.3f}" for kind in KINDS
         )
         + " |"
         for row in rows
     ]
     table = "\n".join(lines)
     tuning = results["tuning"]
+    kinds = list(dict.fromkeys((row["percentile"], row["d_new"]) for row in rows))
+    means = "\n".join(
+        f"| {percentile:g} | {d_new or 'base alone'} | "
+        + " | ".join(
+            f"{_mean(rows, percentile, d_new, column):.3f}"
+            for column in ("unexplained", "cosine", "ratio", *(f"change_{k}" for k in KINDS))
+        )
+        + " |"
+        for percentile, d_new in kinds
+    )
+    bases = ", ".join(
+        f"{row['base_unexplained']:.3f} at layer {row['layer']} (L0 {row['base_l0']:.0f})"
+        for row in rows
+        if not row["d_new"]
+    )
+    raw = ", ".join(f"{results['raw'][kind]:.4f} ({kind})" for kind in KINDS)
     return f"""# Transcoders in place of MLPs
 
 {results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
@@ -170,12 +195,21 @@ def report(results: Mapping[str, Any]) -> str:
 {tuning["asked_copy"]} sentences are copied without one. Machine: {on["cpu"]}, {on["cores"]} cores.
 Preset {results["preset"]}, seed {results["seed"]}.
 
-Bases were trained on the model before it was fine-tuned, deltas on the one after. Reconstruction
+Bases: {results["base"]}; deltas were trained on the one after. Reconstruction
 is of what the fine-tuned block adds, over validation tokens: fraction of variance unexplained,
 cosine and ratio of norms a token. `change` is that of the cross-entropy of targets in nats a token,
-over {results["n_losses"]} rows of a subset, with its 95% interval over rows.
+over {results["n_losses"]} rows of a subset, with its 95% interval over rows; as it is, the
+model has {raw}.
 
 | {" | ".join(COLUMNS)} |
-|---|---|---:|---|---:|---:|---:|---:|---:|---:|
+|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|
 {table}
+
+Means over layers:
+
+| percentile | delta | {" | ".join(COLUMNS[5:])} |
+|---|---|---:|---:|---:|---:|---:|---:|
+{means}
+
+Of the models that they were trained on, the bases leave {bases}.
 """

@@ -176,7 +176,7 @@ def fingerprint(model: nn.Module) -> str:
     found = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)][:64]
+        sample = flat[:: (len(flat) // 64) | 1][:64]  # odd, or it might keep to one column
         found.update(name.encode())
         found.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
     return found.hexdigest()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -152,7 +153,12 @@ class Transcoder(nn.Module):
         if not (folder / CONFIG).is_file():
             raise ConfigError(f"{folder} holds no transcoder: there is no {CONFIG}.")
         settings = read_json(folder / CONFIG, "Train it again.")
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{folder / CONFIG} holds no settings.")
         kind = settings.get("architecture")
+        for key, wanted in (("apply_b_dec_to_input", False), ("normalize_activations", "none")):
+            if settings.get(key, wanted) != wanted:
+                raise ConfigError(f"{folder} has {key}={settings[key]!r}, which is not read here.")
         if kind != "jumprelu_transcoder":
             raise ConfigError(f"{folder} holds a {kind}; only JumpReLU transcoders are read.")
         given = settings.get("metadata", {}).get("itl", {})
@@ -177,7 +183,7 @@ def load_npz(file: Path, about: About) -> Transcoder:
     try:
         with np.load(file, allow_pickle=False) as found:
             weights = {name: torch.from_numpy(found[name]) for name in NAMES if name in found}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
         raise ConfigError(f"Cannot read a transcoder from {file}: {error}.") from None
     try:
         return Transcoder(weights, about)
@@ -271,7 +277,8 @@ def fuse(base: Transcoder, delta: Transcoder, alpha: float = 1.0) -> Transcoder:
         "threshold": torch.cat((base.threshold, delta.threshold)),
     }
     own = delta.about
-    about = About(own.model, own.model_hash, own.layer, own.normed, unexplained=own.unexplained)
+    left = own.unexplained if alpha == 1 else None  # of other doses it is not known
+    about = About(own.model, own.model_hash, own.layer, own.normed, unexplained=left)
     return Transcoder(weights, about)
 
 

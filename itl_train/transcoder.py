@@ -136,7 +136,8 @@ def fit_of(
     transcoder: Transcoder, read: Tensor, wrote: Tensor, base: Transcoder | None = None
 ) -> Fit:
     """Measure a transcoder, or a base with a delta, on tokens; each (n_tokens, d_model)."""
-    n, mean = len(read), wrote.float().mean(0)
+    n = len(read)
+    mean = sum(part.double().sum(0) for part in wrote.split(CHUNK)).float() / n
     left = whole = active = cosine = ratio = total = 0.0
     ever = torch.zeros(transcoder.d_sae, dtype=torch.bool)
     for start in range(0, n, CHUNK):
@@ -248,6 +249,7 @@ class TranscoderRun:
         ITLError at a loss that is not finite. Warns if much is left unexplained.
         """
         if self.finished:
+            self.target_file.unlink(missing_ok=True)  # of a kill at the very end
             return Transcoder.load(self.result)
         with threads(self.n_threads), self.folder.alone(), deferred_interrupt() as interrupted:
             done = self._steps(interrupted, on_metrics)
@@ -276,7 +278,8 @@ class TranscoderRun:
             optimizer.load_state_dict(state["optimizer"])
         self.folder.forget_metrics_after(step)
         order = Order(len(read), settings.batch_tokens, settings.seed)
-        while step < settings.n_steps and not self._is_enough():
+        is_enough = self._is_enough()
+        while step < settings.n_steps and not is_enough:
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * schedule(settings, step)
             sparsity = settings.sparsity * min(1.0, (step + 1) / max(settings.sparsity_warmup, 1))
@@ -293,6 +296,7 @@ class TranscoderRun:
                 fit = self._fit(features.transcoder(scale, self.about))
                 row = {"step": step, "mse": float(mse), "train_mean_a": float(mean_a)}
                 self.folder.log(row | dataclasses.asdict(fit), on_metrics)
+                is_enough = self._is_enough()
             if step % settings.evaluate_every == 0 or ends or interrupted():
                 self._save(step, features, optimizer)
             if interrupted():

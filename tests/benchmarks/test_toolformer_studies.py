@@ -9,8 +9,17 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from benchmarks.cli import main
-from benchmarks.interventions import SHARES, Condition, Subject, bias_only, means_of, turned
+from benchmarks.interventions import (
+    SHARES,
+    Condition,
+    Subject,
+    bias_only,
+    differences,
+    means_of,
+    turned,
+)
 from benchmarks.toolformer_study import SIZES
+from benchmarks.transcoder_validation import _changes
 from itl_agents.pretrained import load_pretrained
 from itl_agents.sites import site_of
 from itl_agents.transcoder import Transcoder, dosed
@@ -27,6 +36,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The transcoder of layer", "ignore::FutureWarning"),
     pytest.mark.xdist_group("toolformer-studies"),
 ]
+LOSSES = [1.0, 2.0, 3.0, 4.0]
 STUDIES = ("transcoder-validation", "intervention-layers", "intervention-dose")
 
 
@@ -121,7 +131,7 @@ def test_conditions_do_what_they_are_named(place):
     is_there = own.norm(dim=1) > 1e-3
     assert is_there.any()
     assert torch.cosine_similarity(own, other)[is_there].abs().mean() < 0.7
-    found = Activations(place / "runs/activations-tuned/train")
+    found = Activations(place / "runs/activations-tuned-0-1/train")
     means = means_of(base, found.read(1), found.wrote(1))
     left = found.wrote(1).float() - base(found.read(1).float())
     assert torch.allclose(means.left, left.mean(0), atol=1e-3)
@@ -224,6 +234,41 @@ def test_what_cannot_work_is_refused_in_one_sentence(run, tmp_path, monkeypatch,
     assert not list(tmp_path.iterdir())
 
 
+def test_parts_of_other_settings_are_not_taken(place, run, tmp_path):
+    study = ("bench", "run", "intervention-dose", "--runs", place / "runs", "--out", tmp_path / "o")
+    status, _, err = run(*study, "--seed", 1)
+    assert (status, "was made with seed=0, not 1" in sentence(err)) == (2, True)
+
+
+def test_further_layers_are_collected_when_they_are_asked_for(run, tmp_path):
+    study = (
+        "bench", "run", "intervention-dose", "--runs", tmp_path / "runs", "--out", tmp_path / "out",
+        "--alphas", 1,
+    )  # fmt: skip
+    assert run(*study, "--layers", 1)[0] == 0
+    assert run(*study)[0] == 0
+    folders = sorted(path.name for path in (tmp_path / "runs").glob("activations-tuned*"))
+    assert folders == ["activations-tuned-0", "activations-tuned-1"]
+    found = pd.read_csv(tmp_path / "out/rows.csv")
+    assert sorted(set(found["layer"])) == [0, 1]
+
+
+def test_differences_are_paired():
+    own = [
+        {"cross_entropy": loss, "tool_call": True, "exact": i < 2} for i, loss in enumerate(LOSSES)
+    ]
+    other = [{"cross_entropy": 1.0, "tool_call": False, "exact": i < 1} for i in range(4)]
+    found = differences(own, other)
+    assert found["cross_entropy"] == pytest.approx(1.5)
+    # 1.96 standard errors of the mean of 0, 1, 2, 3
+    half = 1.959964 * (5 / 3) ** 0.5 / 2
+    assert found["cross_entropy_high"] == pytest.approx(1.5 + half, rel=1e-5)
+    assert (found["tool_call"], found["tool_call_low"], found["exact"]) == (1.0, 1.0, 0.25)
+    change = _changes(dict.fromkeys(KINDS, LOSSES), {kind: [1.0] * 4 for kind in KINDS})
+    assert change["change_tool"] == pytest.approx(1.5)
+    assert change["change_tool_half"] == pytest.approx(half, rel=1e-5)
+
+
 def test_gemma_2_with_gemma_scope_from_end_to_end(run, tmp_path):
     tokenizer = chat_tokenizer("gemma")
     torch.manual_seed(0)
@@ -248,7 +293,7 @@ def test_gemma_2_with_gemma_scope_from_end_to_end(run, tmp_path):
     assert not (tmp_path / "runs/bases").exists()
     delta = Transcoder.load(tmp_path / "runs/deltas-tuned/layer-01/percentile-50/d-4/transcoder")
     assert delta.about.base_hash == transcoder(d_sae=32, seed=40, layer=1).hash
-    found = Activations(tmp_path / "runs/activations-tuned/train")
+    found = Activations(tmp_path / "runs/activations-tuned-0-1/train")
     texts = load_toolformer_rows(tmp_path / "runs/data/train.jsonl")
     n = sum(len(format_example(row.prompt, row.target, tokenizer).input_ids) for row in texts)
     assert found.about.n_tokens == n - len(texts)  # but where each text begins
@@ -258,12 +303,12 @@ def test_gemma_2_with_gemma_scope_from_end_to_end(run, tmp_path):
     assert run(*fuse, folder, "--out", tmp_path / "fused.npz")[0] == 0
     status, said, _ = run(
         "transcoder", "validate", tmp_path / "fused.npz", "--layer", 1, "--activations",
-        tmp_path / "runs/activations-tuned",
+        tmp_path / "runs/activations-tuned-0-1",
     )  # fmt: skip
     assert status == 0
     left = float(re.search(r"unexplained +(\S+)", said)[1])
     status, said, _ = run(
         "transcoder", "validate", scope, "--layer", 1, "--delta", folder, "--activations",
-        tmp_path / "runs/activations-tuned",
+        tmp_path / "runs/activations-tuned-0-1",
     )  # fmt: skip
     assert float(re.search(r"unexplained +(\S+)", said)[1]) == pytest.approx(left, rel=1e-3)

@@ -86,6 +86,8 @@ def test_a_fused_delta_gives_what_both_give():
     assert torch.equal(dosed(base, delta, 0.0)(X, X), base(X))
     assert torch.equal(dosed(base, delta)(X, X), base(X) + delta(X))
     assert not whole.about.base_hash
+    known = Transcoder(delta.weights(), About(layer=1, base_hash=base.hash, unexplained=0.2))
+    assert [fuse(base, known, alpha).about.unexplained for alpha in (1.0, 0.5)] == [0.2, None]
 
 
 @torch.no_grad()
@@ -146,6 +148,16 @@ def test_weights_that_do_not_fit_together_are_refused(change, told, tmp_path):
         load_npz(tmp_path / "bad.npz", About())
 
 
+def test_damaged_npz_files_are_named(tmp_path):
+    transcoder().save_npz(tmp_path / "it.npz")
+    whole = (tmp_path / "it.npz").read_bytes()
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for content in (whole[:-30], whole[:50], b"no", (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "it.npz").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"Cannot read a transcoder from .*it\.npz"):
+            load_npz(tmp_path / "it.npz", About())
+
+
 def test_damaged_folders_are_named(tmp_path):
     transcoder().save(tmp_path / "it")
     with pytest.raises(ConfigError, match=r"holds no transcoder: there is no cfg\.json"):
@@ -153,6 +165,13 @@ def test_damaged_folders_are_named(tmp_path):
     settings = json.loads((tmp_path / "it" / "cfg.json").read_text())
     (tmp_path / "it" / "cfg.json").write_text(json.dumps({**settings, "architecture": "topk"}))
     with pytest.raises(ConfigError, match="holds a topk; only JumpReLU"):
+        Transcoder.load(tmp_path / "it")
+    odd = {**settings, "normalize_activations": "layer_norm"}
+    (tmp_path / "it" / "cfg.json").write_text(json.dumps(odd))
+    with pytest.raises(ConfigError, match="has normalize_activations='layer_norm', which is not"):
+        Transcoder.load(tmp_path / "it")
+    (tmp_path / "it" / "cfg.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"cfg\.json holds no settings"):
         Transcoder.load(tmp_path / "it")
     (tmp_path / "it" / "cfg.json").write_text(json.dumps(settings))
     weights = tmp_path / "it" / "sae_weights.safetensors"
