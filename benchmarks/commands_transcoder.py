@@ -1,6 +1,6 @@
 """Commands of `itl transcoder`: activations, bases, deltas, fusing, validation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from itl_train.activations import Activations
     from itl_train.transcoder import TranscoderRun
 
-PARTS = ("train", "validation")  # of the data, and of what is collected
-
 
 @dataclass(frozen=True, kw_only=True)
 class TranscoderCollect:
@@ -30,7 +28,7 @@ class TranscoderCollect:
     data: Path  # folder of `itl toolformer data`
     layers: tuple[int, ...] = ()  # whose MLPs are watched, from 0; all if none is named
     out: Path = Path("runs/activations")  # folder of the collections train and validation
-    n_rows: int = 0  # of the training data, the first ones; 0 for all
+    n_rows: int = 0  # of the training and of the validation data, the first ones; 0 for all
     unnormed: bool = False  # keep the residual stream as it is, not divided by its root mean square
     precision: Literal["float16", "float32"] = "float16"  # of what is kept
     batch_tokens: int = 4_096  # tokens of a forward pass: what is in memory at once
@@ -43,38 +41,24 @@ class TranscoderCollect:
 
 def transcoder_collect(config: TranscoderCollect) -> None:
     """Collect both parts, and print how many tokens there are."""
-    from benchmarks.progress import Progress
     from benchmarks.rollouts import quiet_transformers
+    from benchmarks.transcoder_runs import PARTS, collect_parts
     from itl_agents.pretrained import load_pretrained
     from itl_agents.sites import n_layers
-    from itl_env.toolformer import load_toolformer_rows
-    from itl_train.activations import collect
     from itl_train.models import model_of
     from itl_train.team import check_device
-    from itl_train.toolformer_text import format_example
 
     quiet_transformers()
     check_device(config.device)
-    rows = {part: load_toolformer_rows(config.data / f"{part}.jsonl") for part in PARTS}
-    rows["train"] = rows["train"][: config.n_rows or None]
-    source = model_of(config.model)
-    model, tokenizer, name = load_pretrained(source, device=config.device)
-    layers = config.layers or range(n_layers(model))
-    begins = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    for part, given in rows.items():
-        texts = [format_example(row.prompt, row.target, tokenizer).input_ids for row in given]
-        with Progress(f"batches of {part}", 0) as progress:
-
-            def show(done: int, total: int, progress: Progress = progress) -> None:
-                progress.total = total
-                progress.at(done)
-
-            found = collect(
-                model, texts, layers, config.out / part, name=name, skip_ids=begins,
-                normed=not config.unnormed, precision=config.precision,
-                batch_tokens=config.batch_tokens, on_progress=show,
-            )  # fmt: skip
-        print(f"{part}: {found.about.n_tokens:,} tokens at {len(found.about.layers)} layers")
+    pretrained = load_pretrained(model_of(config.model), device=config.device)
+    layers = config.layers or range(n_layers(pretrained.model))
+    found = collect_parts(
+        pretrained, config.data, layers, config.out, n_rows=config.n_rows,
+        normed=not config.unnormed, precision=config.precision, batch_tokens=config.batch_tokens,
+    )  # fmt: skip
+    for part, collected in zip(PARTS, found, strict=True):
+        about = collected.about
+        print(f"{part}: {about.n_tokens:,} tokens at {len(about.layers)} layers")
     print(f"in {config.out}")
 
 
@@ -102,16 +86,14 @@ def transcoder_train(config: TranscoderTrain) -> None:
     from itl_train.transcoder_folders import base_folder
 
     train, validation = _parts(config.activations)
-    runs = []
+    runs = {}
     for layer in config.layers or train.about.layers:
         for sparsity in config.sparsity:
             settings = _settings(config, config.d_sae, sparsity)
             out = base_folder(config.out, layer, sparsity)
             run = TranscoderRun(settings, train, validation, layer, out)
-            _trained(run, f"layer {layer}, sparsity {sparsity:g}")
-            runs.append(run)
-    print(_fits(runs))
-    print(f"in {config.out}")
+            runs[f"layer {layer}, sparsity {sparsity:g}"] = run
+    _train(runs, config.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +123,7 @@ def transcoder_delta(config: TranscoderDelta) -> None:
     from itl_train.transcoder_folders import delta_folder, open_base
 
     train, validation = _parts(config.activations)
-    runs = []
+    runs = {}
     for layer in config.layers or train.about.layers:
         for percentile in config.percentile:
             base = open_base(config.base, layer, percentile)
@@ -150,10 +132,8 @@ def transcoder_delta(config: TranscoderDelta) -> None:
                     _settings(config, d_new, config.sparsity), train, validation, layer,
                     delta_folder(config.out, layer, percentile, d_new), base, config.base,
                 )  # fmt: skip
-                _trained(run, f"layer {layer}, {d_new} features")
-                runs.append(run)
-    print(_fits(runs))
-    print(f"in {config.out}")
+                runs[f"layer {layer}, percentile {percentile:g}, {d_new} features"] = run
+    _train(runs, config.out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +187,12 @@ def transcoder_validate(config: TranscoderValidate) -> None:
         base, one = one, _open(Path(config.delta))
         check_pair(base, one)
     about = one.about
+    if about.base_hash and base is None:
+        raise ConfigError("This is a delta, which is measured with its base: BASE --delta DELTA.")
+    if one.d_model != found.about.d_model:
+        raise ConfigError(
+            f"The transcoder has the width {one.d_model}, the activations {found.about.d_model}."
+        )
     if about.model_hash and about.model_hash != found.about.model_hash:
         raise ConfigError(
             f"The transcoder is of {about.model or 'another model'}, the activations of "
@@ -234,17 +220,20 @@ def _settings(config: TranscoderCourse, d_sae: int, sparsity: float) -> Transcod
 
 
 def _parts(folder: Path) -> "list[Activations]":
+    from benchmarks.transcoder_runs import PARTS
     from itl_train.activations import Activations
 
     return [Activations(folder / part) for part in PARTS]
 
 
-def _trained(run: "TranscoderRun", label: str) -> None:
-    """Train a run to its end with progress."""
-    from benchmarks.progress import Progress
+def _train(runs: "Mapping[str, TranscoderRun]", out: Path) -> None:
+    """Train runs, all of which have been opened, and print how well they fit."""
+    from benchmarks.transcoder_runs import train
 
-    with Progress(label, run.settings.n_steps) as progress:
-        run.train(lambda row: progress.at(row["step"], f"unexplained {row['unexplained']:.3f}"))
+    for label, run in runs.items():
+        train(run, label)
+    print(_fits(list(runs.values())))
+    print(f"in {out}")
 
 
 def _fits(runs: "Sequence[TranscoderRun]") -> str:

@@ -19,7 +19,8 @@ from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
 from itl_train.activations import batches_of, kept_of, padded
-from itl_train.toolformer_text import format_example, generate_texts, target_losses
+from itl_train.toolformer_text import bos_ids, format_example, generate_texts, target_losses
+from itl_train.transcoder import CHUNK
 
 Row = dict[str, Any]
 
@@ -56,8 +57,7 @@ class Subject:
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.batch_size = batch_size
         self._read: tuple[Any, Tensor] = (None, torch.empty(0))
-        bos = tokenizer.bos_token_id
-        self.begins = [] if bos is None else [int(bos)]
+        self.begins = bos_ids(tokenizer)
         self.rendered = {
             kind: [format_example(row.prompt, row.target, tokenizer) for row in some]
             for kind, some in rows.items()
@@ -170,8 +170,8 @@ def means_of(base: Transcoder, read: Tensor, wrote: Tensor) -> Means:
     """Over all tokens of a collection, each (n_tokens, d_model)."""
     whole = torch.zeros(base.d_model, dtype=torch.float64)
     left = torch.zeros_like(whole)
-    for start in range(0, len(read), 8_192):
-        x, y = read[start : start + 8_192].float(), wrote[start : start + 8_192].float()
+    for start in range(0, len(read), CHUNK):
+        x, y = read[start : start + CHUNK].float(), wrote[start : start + CHUNK].float()
         whole += y.double().sum(0)
         left += (y - base(x)).double().sum(0)
     return Means((whole / len(read)).float(), (left / len(read)).float())

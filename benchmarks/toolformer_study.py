@@ -17,6 +17,7 @@ from benchmarks.interventions import Means, Row, Subject, means_of
 from benchmarks.machine import machine
 from benchmarks.progress import Progress, TrainingProgress
 from benchmarks.timing import check_threads, say
+from itl_agents.sites import site_of
 from itl_agents.transcoder import Transcoder
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, whole_file, write_text
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from itl_agents.pretrained import Pretrained
     from itl_train.activations import Activations
 
-PARTS = ("train", "validation")
 Which = Literal["base", "tuned"]
 """The model before it was fine-tuned, or after."""
 
@@ -192,6 +192,8 @@ class Toolformer:
 
         folder = self.place("merged")
         if not folder.exists():
+            for layer in self.layers:  # before anything is trained
+                site_of(self.loaded("base").model, layer)
             settings = ToolformerSettings(
                 model=self.base_model, data=str(self.data), seed=self.config.seed,
                 n_threads=self.config.n_threads, **self.sizes.tuning,
@@ -228,36 +230,20 @@ class Toolformer:
         from itl_train.activations import Activations
 
         try:
-            return Activations(folder / PARTS[0]), Activations(folder / PARTS[1])
+            return Activations(folder / "train"), Activations(folder / "validation")
         except ConfigError:
             return None
 
     def _collect(self, of: Which, layers: Sequence[int]) -> "tuple[Activations, Activations]":
         """Collect at all these layers in one pass over the texts."""
-        from itl_train.activations import collect
-        from itl_train.toolformer_text import format_example
+        from benchmarks.transcoder_runs import collect_parts
 
         out = self.place(f"activations-{of}-{'-'.join(map(str, layers))}")
-        model, tokenizer, _ = self.loaded(of)
-        begins = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
-        found: list[Activations] = []
-        for part in PARTS:
-            rows = load_toolformer_rows(self.data / f"{part}.jsonl")
-            rows = rows[: self.sizes.n_rows or None]
-            texts = [format_example(row.prompt, row.target, tokenizer).input_ids for row in rows]
-            with Progress(f"activations of the {of} model, {part}", 0) as progress:
-
-                def show(done: int, total: int, progress: Progress = progress) -> None:
-                    progress.total = total
-                    progress.at(done)
-
-                found.append(
-                    collect(
-                        model, texts, layers, out / part,
-                        name=f"the {of} model", skip_ids=begins, on_progress=show,
-                    )
-                )  # fmt: skip
-        return found[0], found[1]
+        n_rows, name = self.sizes.n_rows, f"the {of} model"
+        train, validation = collect_parts(
+            self.loaded(of), self.data, layers, out, n_rows=n_rows, name=name
+        )
+        return train, validation
 
     def loaded(self, of: Which) -> "Pretrained":
         """A model and its tokenizer, which stay in memory."""
@@ -275,18 +261,19 @@ class Toolformer:
     @cached_property
     def bases(self) -> Path:
         """The folder of the bases, one for each layer and sparsity."""
-        from itl_train.transcoder import TranscoderRun
+        from benchmarks.transcoder_runs import train
+        from itl_train.transcoder import RESULT, TranscoderRun
         from itl_train.transcoder_folders import base_folder
 
         root = self.place("bases")
         for layer in self.layers:
             for sparsity in self.sizes.sparsities:
                 out = base_folder(root, layer, sparsity)
-                if not (out / "transcoder").exists():
+                if not (out / RESULT).exists():
                     collected = self.activations("base", layer)
                     settings = self._settings(self.sizes.d_sae, sparsity, self.sizes.course)
                     run = TranscoderRun(settings, *collected, layer, out)
-                    _train(run, f"base of layer {layer}, sparsity {sparsity:g}")
+                    train(run, f"base of layer {layer}, sparsity {sparsity:g}")
         return root
 
     def base(self, layer: int, percentile: float) -> Transcoder:
@@ -307,18 +294,19 @@ class Toolformer:
 
     def delta(self, layer: int, percentile: float, d_new: int, of: Which = "tuned") -> Transcoder:
         """A delta beside the base of that percentile, trained if it has not been."""
-        from itl_train.transcoder import TranscoderRun
+        from benchmarks.transcoder_runs import train
+        from itl_train.transcoder import RESULT, TranscoderRun
         from itl_train.transcoder_folders import delta_folder
 
         out = delta_folder(self.place(f"deltas-{of}"), layer, percentile, d_new)
-        if not (out / "transcoder").exists():
+        if not (out / RESULT).exists():
             settings = self._settings(d_new, self.sizes.delta_sparsity, self.sizes.delta_course)
             base = self.base(layer, percentile)
             collected = self.activations(of, layer)
             name = self.config.base or "bases"
             run = TranscoderRun(settings, *collected, layer, out, base, name)
-            _train(run, f"delta of layer {layer}, percentile {percentile:g}, {d_new} features")
-        return Transcoder.load(out / "transcoder")
+            train(run, f"delta of layer {layer}, percentile {percentile:g}, {d_new} features")
+        return Transcoder.load(out / RESULT)
 
     def means(self, layer: int, base: Transcoder) -> Means:
         """Of the fine-tuned model at a layer."""
@@ -403,11 +391,6 @@ def begin(config: ToolformerStudyConfig, out: Path) -> Toolformer:
         torch.set_num_threads(config.n_threads)
     out.mkdir(parents=True, exist_ok=True)
     return Toolformer(config)
-
-
-def _train(run: Any, label: str) -> None:
-    with Progress(label, run.settings.n_steps) as progress:
-        run.train(lambda row: progress.at(row["step"], f"unexplained {row['unexplained']:.3f}"))
 
 
 def _sentences(file: Path) -> Path:

@@ -29,7 +29,7 @@ from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
 from itl_env.toolformer import KINDS
-from itl_train.transcoder import Fit, fit_of
+from itl_train.transcoder import Fit, fit_of, warn_unexplained
 
 COLUMNS = (
     "layer", "percentile", "L0 of the base", "delta", "its L0", "unexplained", "cosine",
@@ -114,6 +114,7 @@ def _measured(
                         partial(_fit_and_losses, fit, partial(losses, condition)),
                         progress,
                     )
+                    warn_unexplained(found["fit"]["unexplained"], layer)
                     rows.append(
                         {
                             "layer": layer,

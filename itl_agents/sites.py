@@ -28,6 +28,10 @@ from transformers import PreTrainedModel
 
 from itl_env.errors import ConfigError
 
+LLAMA = {"input_layernorm", "post_attention_layernorm"}
+GEMMA = LLAMA | {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+"""The norms of a block of either family: of Llama and its kin, and of Gemma 2 and 3."""
+
 Replacement = Callable[[Tensor, Tensor], Tensor]
 """What a block is to add to the residual stream instead, from what its MLP reads and what it would
 add, each (n_tokens, d_model) in float32."""
@@ -79,9 +83,10 @@ def site_of(model: PreTrainedModel, layer: int, *, normed: bool = True) -> Site:
         raise ConfigError(f"There is no layer {layer}: the model has {len(blocks)}, from 0.")
     block, here = blocks[layer], f"{path}.{layer}"
     has = {name for name, _ in block.named_children()}
-    if {"pre_feedforward_layernorm", "post_feedforward_layernorm"} <= has:  # Gemma 2 and 3
+    norms = {name for name in has if "norm" in name}
+    if norms == GEMMA and "mlp" in has:
         reads, writes = "pre_feedforward_layernorm", "post_feedforward_layernorm"
-    elif {"post_attention_layernorm", "mlp"} <= has:  # Llama and its kin
+    elif norms == LLAMA and "mlp" in has:
         reads, writes = "post_attention_layernorm", "mlp"
     else:
         raise ConfigError(
@@ -90,7 +95,8 @@ def site_of(model: PreTrainedModel, layer: int, *, normed: bool = True) -> Site:
         )
     norm: Any = block.get_submodule(reads)
     eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-    if not isinstance(eps, float):
+    is_rms = "RMSNorm" in type(norm).__name__ and getattr(norm, "bias", None) is None
+    if not is_rms or not isinstance(eps, float):
         raise ConfigError(f"{here}.{reads} is no RMS norm but {type(norm).__name__}.")
     return Site(layer, f"{here}.{reads}", f"{here}.{writes}", eps, normed)
 

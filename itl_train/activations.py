@@ -23,6 +23,7 @@ from itl_agents.sites import fingerprint, recorded, site_of
 from itl_agents.transcoder import About
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import read_json, write_text
+from itl_train.run_folder import RunFolder, first_entry
 
 COLLECTION, DONE = "collection.json", "done.json"
 FLUSH_EVERY = 20  # batches between two notes of how far a collection has come
@@ -133,13 +134,13 @@ def collect(
     if not sites or not about.n_tokens:
         raise ConfigError("There is nothing to collect: name layers, and texts with tokens.")
     done = _begin(out, about)
-    arrays = {
-        (site.layer, which): np.load(_file(out, site.layer, which), mmap_mode="r+")
-        for site in sites
-        for which in ("read", "wrote")
-    }
     largest = torch.finfo(getattr(torch, precision)).max
-    with recorded(model, sites) as seen:
+    with RunFolder(out).alone(), recorded(model, sites) as seen:
+        arrays = {
+            (site.layer, which): _array(out, site.layer, which, about)
+            for site in sites
+            for which in ("read", "wrote")
+        }
         for place in range(done, len(batches)):
             ids, mask = padded([texts[i] for i in batches[place]])
             model.base_model(
@@ -151,7 +152,9 @@ def collect(
                 passed = seen[site.layer]
                 for which, values in (("read", passed.read), ("wrote", passed.wrote)):
                     rows = values[kept[place].to(values.device)].cpu()
-                    if not bool(rows.abs().amax() <= largest):
+                    if not bool(rows.isfinite().all()):
+                        raise ITLError(f"At layer {site.layer} numbers are not finite.")
+                    if bool((rows.abs() > largest).any()):
                         raise ITLError(
                             f"At layer {site.layer} numbers do not fit into {precision}; take "
                             "float32."
@@ -178,16 +181,23 @@ def _begin(out: Path, about: Collected) -> int:
                     "another folder."
                 )
         return int(_done(out).get("batches", 0))
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} holds something else; name a new folder.")
-    for layer in about.layers:
-        for which in ("read", "wrote"):
-            file = _file(out, layer, which)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            shape = (about.n_tokens, about.d_model)
-            np.lib.format.open_memmap(file, mode="w+", dtype=about.precision, shape=shape)
+    if (entry := first_entry(out)) is not None:
+        raise ConfigError(f"{out} holds {entry!r}, but no collection; name a new folder.")
+    out.mkdir(parents=True, exist_ok=True)
     write_text(out / COLLECTION, json.dumps(wanted, indent=1) + "\n")
     return 0
+
+
+def _array(out: Path, layer: int, which: str, about: Collected) -> Any:
+    """The file of a layer, to be written to; it is made if it is not there."""
+    file = _file(out, layer, which)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_name(f".{file.name}.partial")
+        shape = (about.n_tokens, about.d_model)
+        np.lib.format.open_memmap(partial, mode="w+", dtype=about.precision, shape=shape)
+        partial.replace(file)
+    return np.load(file, mmap_mode="r+")
 
 
 def _file(folder: Path, layer: int, which: str) -> Path:

@@ -17,10 +17,14 @@ from itl_agents.render import IGNORED, Rendered
 from itl_env.errors import ConfigError
 
 
+def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The token by which every row begins; none if the tokenizer has no such."""
+    return [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
+
+
 def format_prompt(prompt: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of what stands before a target: BOS, if the tokenizer has one, prompt and line break."""
-    bos = tokenizer.bos_token_id
-    return [*([] if bos is None else [int(bos)]), *_encode(prompt + "\n", tokenizer, first=True)]
+    return [*bos_ids(tokenizer), *_encode(prompt + "\n", tokenizer, first=True)]
 
 
 def format_example(prompt: str, target: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:

@@ -213,14 +213,17 @@ class TranscoderRun:
                 )
             about = dataclasses.replace(about, base_hash=base.hash)
         self.about = about
+        how = dataclasses.asdict(settings)
+        del how["n_threads"]  # which may change from one invocation to the next
         recorded = {
-            **dataclasses.asdict(settings),
+            **how,
             "layer": layer,
             "train": str(train.folder.absolute()),
             "validation": str(validation.folder.absolute()),
             "model": about.model,
             "model_hash": about.model_hash,
             "texts": train.about.texts,
+            "validation_texts": validation.about.texts,
             "base": base_name,
             "base_hash": about.base_hash,
         }

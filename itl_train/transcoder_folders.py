@@ -7,7 +7,6 @@ The percentile picks among the bases of a layer in the order of their L0, as amo
 Gemma Scope: larger is denser.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from itl_agents.transcoder import Transcoder, gemma_scope
@@ -51,11 +50,6 @@ def open_delta(root: Path, layer: int, percentile: float, d_new: int) -> Transco
             "`itl transcoder delta` trains it."
         )
     return Transcoder.load(folder)
-
-
-def layers_of(root: Path) -> Sequence[int]:
-    """The layers that a folder of bases or deltas holds."""
-    return sorted(int(path.name.removeprefix("layer-")) for path in root.glob("layer-*"))
 
 
 def _layer(root: Path, layer: int) -> Path:

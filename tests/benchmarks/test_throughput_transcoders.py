@@ -20,9 +20,9 @@ def test_every_part_is_measured_against_what_bounds_it(tmp_path):
     found = throughput_transcoders(
         ThroughputTranscodersConfig(out=tmp_path / "out", preset="smoke"), said.append
     )
-    assert len(found["comparisons"]) == 4
+    assert len(found["comparisons"]) == 5
     assert all(row["ratio"] > 0 for row in found["comparisons"])
-    assert [row["equal"] for row in found["comparisons"]] == [None, True, None, None]
+    assert [row["equal"] for row in found["comparisons"]] == [None, None, True, None, None]
     kept = json.loads((tmp_path / "out/throughput-transcoders.json").read_text())
     assert kept["comparisons"] == found["comparisons"]
     assert "generation, one MLP replaced" in said[0]

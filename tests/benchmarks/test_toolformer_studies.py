@@ -202,12 +202,21 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     status, said, _ = run("transcoder", "fuse", base, made, "--out", tmp_path / "fused")
     assert status == 0
     assert Transcoder.load(tmp_path / "fused").d_sae == 19
+    told = []
     for words in ([tmp_path / "fused"], [base, "--delta", made]):
         status, said, err = run(
             "transcoder", "validate", *words, "--activations", tmp_path / "acts"
         )
         assert status == 0
-        assert float(re.search(r"unexplained +(\S+)", said)[1]) > 0.5
+        told.append(float(re.search(r"unexplained +(\S+)", said)[1]))
+    assert told[0] == pytest.approx(told[1], rel=1e-3)
+    status, _, err = run("transcoder", "validate", made, "--activations", tmp_path / "acts")
+    assert (status, "is measured with its base" in sentence(err)) == (2, True)
+    transcoder(d_model=8).save(tmp_path / "narrow")
+    status, _, err = run(
+        "transcoder", "validate", tmp_path / "narrow", "--activations", tmp_path / "acts"
+    )
+    assert (status, "has the width 8, the activations 16" in sentence(err)) == (2, True)
     assert run("transcoder", "fuse", base, made, "--out", tmp_path / "it.npz")[0] == 0
     status, _, err = run(
         "transcoder", "validate", tmp_path / "it.npz", "--activations", tmp_path / "acts"

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Olmo2Config,
+    StableLmConfig,
+)
 
 from itl_agents.continuation import continue_prompts
 from itl_agents.sites import fingerprint, n_layers, recorded, replaced, site_of
@@ -10,6 +17,10 @@ from itl_env.errors import ConfigError
 
 from .decoders import D_MODEL, FAMILIES, decoder
 
+SIZES = {
+    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0,
+}  # fmt: skip
 IDS = torch.tensor([[1, 5, 9, 13, 17], [1, 6, 10, 14, 18]])
 
 
@@ -78,7 +89,8 @@ def test_an_intervention_acts_at_every_step_with_a_cache_as_without(model):
     def instead(read, wrote):
         return read @ weight
 
-    prompts = [[1, 5, 9], [1, 6, 10, 14, 18], [1, 7]]
+    begin = [1, 4, 8, 12, 16, 20, 24, 28, 32]  # shared, and read once
+    prompts = [[*begin, 5, 9], [*begin, 6, 10, 14, 18], [*begin, 7]]
     plain = continue_prompts(model, prompts, stop_ids=[2], max_new_tokens=12)
     with replaced(model, site_of(model, 1), instead, skip_ids=[1]):
         cached = continue_prompts(model, prompts, stop_ids=[2], max_new_tokens=12)
@@ -107,6 +119,15 @@ def test_what_has_no_site_is_refused():
     gpt = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=64))
     with pytest.raises(ConfigError, match="GPT2LMHeadModel has no list of blocks"):
         site_of(gpt, 0)
+    for config in (
+        Olmo2Config(**SIZES),  # whose norms are behind attention and MLP
+        StableLmConfig(**SIZES),  # whose norms subtract the mean
+        Glm4Config(**SIZES, head_dim=8),  # which has norms behind both besides
+    ):
+        with pytest.raises(
+            ConfigError, match=r"no norm before its MLP|is no RMS norm but LayerNorm"
+        ):
+            site_of(AutoModelForCausalLM.from_config(config), 0)
     odd = decoder("llama")
     del odd.model.layers[1].mlp
     with pytest.raises(ConfigError, match="no norm before its MLP that is known here, but input_"):

@@ -84,6 +84,7 @@ def test_a_fused_delta_gives_what_both_give():
         assert torch.allclose(whole(X), base(X) + alpha * delta(X), atol=1e-5)
         assert torch.allclose(whole(X), dosed(base, delta, alpha)(X, X), atol=1e-5)
     assert torch.equal(dosed(base, delta, 0.0)(X, X), base(X))
+    assert torch.allclose(dosed(base, delta, 1e-9)(X, X), base(X), atol=1e-6)
     assert torch.equal(dosed(base, delta)(X, X), base(X) + delta(X))
     assert not whole.about.base_hash
     known = Transcoder(delta.weights(), About(layer=1, base_hash=base.hash, unexplained=0.2))

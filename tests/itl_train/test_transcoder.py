@@ -16,6 +16,7 @@ from itl_agents.transcoder import Transcoder, dosed
 from itl_env.errors import ConfigError, ITLError
 from itl_train import transcoder as training
 from itl_train.activations import Activations, collect
+from itl_train.run_folder import RunFolder
 from itl_train.transcoder import Features, Order, TranscoderRun, fit_of, schedule
 from itl_train.transcoder_config import TranscoderSettings
 
@@ -104,6 +105,44 @@ def test_an_interrupted_collection_goes_on_to_the_same_numbers(tmp_path, monkeyp
         collect(model, given, [0], tmp_path / "cut", batch_tokens=64)
 
 
+def test_a_kill_while_files_are_made_costs_nothing(tmp_path, monkeypatch):
+    model, given = decoder("llama"), texts(9)
+    own = np.lib.format.open_memmap
+    made = []
+
+    def killed(*args, **settings):
+        made.append(args)
+        if len(made) == 2:
+            raise StopError
+        return own(*args, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np.lib.format, "open_memmap", killed)
+        with pytest.raises(StopError):
+            collect(model, given, [0, 1], tmp_path / "out")
+    found = collect(model, given, [0, 1], tmp_path / "out")
+    whole = collect(model, given, [0, 1], tmp_path / "whole")
+    assert torch.equal(found.wrote(1), whole.wrote(1))
+    with RunFolder(tmp_path / "out").alone(), pytest.raises(ITLError, match="Another process"):
+        collect(model, given, [0, 1], tmp_path / "out")
+
+
+def test_a_kill_at_the_very_end_leaves_nothing_behind(parts, tmp_path):
+    train, validation = parts
+    base = TranscoderRun(
+        dataclasses.replace(SMALL, n_steps=1), train, validation, 0, tmp_path / "base"
+    ).train()
+    run = TranscoderRun(SMALL, train, validation, 0, tmp_path / "delta", base)
+    made = run.train()
+    run.target_file.write_bytes(b"left")
+    again = dataclasses.replace(SMALL, n_threads=2)  # which may change
+    assert (
+        TranscoderRun(again, train, validation, 0, tmp_path / "delta", base).train().hash
+        == made.hash
+    )
+    assert not run.target_file.exists()
+
+
 def test_what_cannot_be_collected_is_refused(tmp_path):
     model = decoder("llama")
     with pytest.raises(ConfigError, match="There is no layer 3"):
@@ -114,8 +153,12 @@ def test_what_cannot_be_collected_is_refused(tmp_path):
         Activations(tmp_path)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "file").touch()
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="holds 'file', but no collection"):
         collect(model, texts(2), [0], tmp_path / "c")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(torch.nan)
+    with pytest.raises(ITLError, match="At layer 1 numbers are not finite"):
+        collect(model, texts(2), [1], tmp_path / "e")
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight.mul_(1e6)
     with pytest.raises(ITLError, match="At layer 0 numbers do not fit into float16"):
