@@ -56,6 +56,9 @@ class Subject:
     ) -> None:
         self.model, self.tokenizer, self.rows = model, tokenizer, rows
         self.batch_size = batch_size
+        # Some gigabytes of logits, whatever the vocabulary.
+        vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self._loss_batch = max(1, min(batch_size, 2**28 // (64 * vocabulary)))
         self._read: tuple[Any, Tensor] = (None, torch.empty(0))
         self.begins = bos_ids(tokenizer)
         self.rendered = {
@@ -71,7 +74,7 @@ class Subject:
     def losses(self, condition: Condition, kind: Kind) -> list[float]:
         """Mean cross-entropy of each row's target, in nats a token."""
         with self._under(condition):
-            return target_losses(self.model, self.rendered[kind], self.batch_size)
+            return target_losses(self.model, self.rendered[kind], self._loss_batch)
 
     def texts(self, condition: Condition, kind: Kind) -> list[str]:
         """What is written after each prompt, greedily."""

@@ -27,6 +27,7 @@ from itl_train.activations import Activations
 from itl_train.checkpoint import keep_last, load_state, newest, save_checkpoint, what_is_left
 from itl_train.interrupt import deferred_interrupt
 from itl_train.run_folder import RunFolder
+from itl_train.team import check_device
 from itl_train.threads import threads
 from itl_train.transcoder_config import TranscoderSettings
 
@@ -48,11 +49,14 @@ class Features:
         d_sae = settings.d_sae
         W_dec = torch.randn(d_sae, d_model, generator=generator)
         W_enc = torch.randn(d_model, d_sae, generator=generator) / math.sqrt(d_model)
-        self.W_enc = W_enc.requires_grad_()
-        self.b_enc = torch.zeros(d_sae, requires_grad=True)
-        self.W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).requires_grad_()
-        self.b_dec = torch.zeros(d_model) if mean is None else mean.clone().requires_grad_()
-        self.log_threshold = torch.full((d_sae,), math.log(settings.threshold))
+        device = settings.device
+        self.W_enc = W_enc.to(device).requires_grad_()
+        self.b_enc = torch.zeros(d_sae, device=device, requires_grad=True)
+        self.W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).to(device).requires_grad_()
+        self.b_dec = torch.zeros(d_model, device=device)
+        if mean is not None:
+            self.b_dec = mean.to(device, copy=True).requires_grad_()
+        self.log_threshold = torch.full((d_sae,), math.log(settings.threshold), device=device)
         if settings.train_threshold:
             self.log_threshold.requires_grad_()
         self.bandwidth = settings.bandwidth
@@ -87,7 +91,8 @@ class Features:
         self.W_dec.grad = a.t() @ by_y
         if self.b_dec.requires_grad:
             self.b_dec.grad = by_y.sum(0)
-        by_a = torch.addmm(torch.full((1,), sparsity / a.numel()), by_y, self.W_dec.t())
+        push = torch.full((1,), sparsity / a.numel(), device=a.device)
+        by_a = torch.addmm(push, by_y, self.W_dec.t())
         if near is not None:
             # d a / d threshold = -threshold / width where pre is near the threshold.
             slope = by_a.mul(near).sum(0)
@@ -111,7 +116,7 @@ class Features:
             "b_dec": self.b_dec * scale,
             "threshold": self.log_threshold.exp(),
         }
-        return Transcoder(weights, about)
+        return Transcoder({name: weight.cpu() for name, weight in weights.items()}, about)
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,13 @@ def fit_of(
     transcoder: Transcoder, read: Tensor, wrote: Tensor, base: Transcoder | None = None
 ) -> Fit:
     """Measure a transcoder, or a base with a delta, on tokens; each (n_tokens, d_model)."""
-    n = len(read)
+    n, device = len(read), transcoder.W_enc.device
     mean = sum(part.double().sum(0) for part in wrote.split(CHUNK)).float() / n
     left = whole = active = cosine = ratio = total = 0.0
-    ever = torch.zeros(transcoder.d_sae, dtype=torch.bool)
+    mean = mean.to(device)
+    ever = torch.zeros(transcoder.d_sae, dtype=torch.bool, device=device)
     for start in range(0, n, CHUNK):
-        x, y = read[start : start + CHUNK].float(), wrote[start : start + CHUNK].float()
+        x, y = (part[start : start + CHUNK].to(device).float() for part in (read, wrote))
         a = transcoder.encode(x)
         given = transcoder.decode(a)
         if base is not None:
@@ -196,7 +202,9 @@ class TranscoderRun:
 
         Raises ConfigError if they do not fit together, or the folder holds another run.
         """
-        self.settings, self.layer, self.base = settings, layer, base
+        check_device(settings.device)
+        self.settings, self.layer = settings, layer
+        self.base = None if base is None else base.to(settings.device)
         self.train_on, self.validation = train, validation
         about = train.of_layer(layer)
         if validation.of_layer(layer) != about:
@@ -214,7 +222,8 @@ class TranscoderRun:
             about = dataclasses.replace(about, base_hash=base.hash)
         self.about = about
         how = dataclasses.asdict(settings)
-        del how["n_threads"]  # which may change from one invocation to the next
+        for each in ("device", "n_threads"):  # which may change from one invocation to the next
+            del how[each]
         recorded = {
             **how,
             "layer": layer,
@@ -287,9 +296,8 @@ class TranscoderRun:
                 group["lr"] = settings.lr * schedule(settings, step)
             sparsity = settings.sparsity * min(1.0, (step + 1) / max(settings.sparsity_warmup, 1))
             rows = order.rows(step)
-            mse, mean_a = features.descend(
-                read[rows].float(), target[rows].float().div_(scale), sparsity
-            )
+            x, wanted = (part[rows].to(settings.device).float() for part in (read, target))
+            mse, mean_a = features.descend(x, wanted.div_(scale), sparsity)
             optimizer.step()
             features.renormalise()
             step += 1
@@ -339,7 +347,8 @@ class TranscoderRun:
                 )
                 for start in range(0, len(read), CHUNK):
                     rows = slice(start, start + CHUNK)
-                    left[rows] = (wrote[rows].float() - self.base(read[rows].float())).numpy()
+                    x, y = (part[rows].to(self.settings.device).float() for part in (read, wrote))
+                    left[rows] = (y - self.base(x)).cpu().numpy()
                 left.flush()
                 partial.replace(self.target_file)
             target = torch.from_numpy(np.load(self.target_file, mmap_mode="c"))
@@ -357,6 +366,7 @@ class TranscoderRun:
         """On the validation tokens, spread evenly over all there are."""
         read, wrote = self.validation.read(self.layer), self.validation.wrote(self.layer)
         step = max(1, len(read) // self.settings.n_evaluate)
+        transcoder = transcoder.to(self.settings.device)
         return fit_of(transcoder, read[::step], wrote[::step], self.base)
 
     def _check_finite(self, loss: float, step: int) -> None:

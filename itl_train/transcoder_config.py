@@ -24,6 +24,7 @@ class TranscoderCourse:
     patience: int = 3  # evaluations without a better one after which training ends; 0 for never
     keep_checkpoints: int = 1  # of this many, the last ones
     seed: int = 0  # draws the first weights and the order of tokens
+    device: str = "cpu"  # where to train: cpu, cuda, ...
     n_threads: int = 0  # CPU threads; 0 for torch's choice
 
     def __post_init__(self) -> None:
