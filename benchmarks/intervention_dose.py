@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import Condition, Row, tables
+from benchmarks.interventions import DOSES, Condition, Row, tables
 from benchmarks.progress import Progress
 from benchmarks.toolformer_study import (
     Cells,
@@ -72,7 +72,8 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
     subject = made.subject(made.sizes.n_evaluate)
     model_hash = fingerprint(subject.model)
     total = len(KINDS) * len(made.layers) * len(config.alphas)
-    cells = Cells(config.out / "cells", total, "cells")
+    cells = Cells(made.place("cells"), total)
+    pair = f"percentile-{config.percentile * 100:g}-d-{config.n_new}"
     rows: list[Row] = []
     with Progress("cells", total) as progress:
         for layer in made.layers:
@@ -81,11 +82,11 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> list[Row]:
             check_model(delta, subject.model)
             site = site_for(base, subject.model, layer)
             for alpha in config.alphas:
-                condition = Condition(
-                    f"alpha {alpha:g}", site, dosed(base, delta, alpha), base, delta
-                )
+                instead, features = dosed(base, delta, alpha), delta if alpha else None
+                condition = Condition(f"alpha {alpha:g}", site, instead, base, features)
+                dose = DOSES.get(alpha, f"alpha-{alpha:g}")
                 for kind in KINDS:
-                    name = f"layer-{layer:02d}-alpha-{alpha:g}-{kind}"
+                    name = f"layer-{layer:02d}-{pair}-{dose}-{kind}"
                     made_by = {
                         "model": model_hash, "rows": subject.digest(kind), "base": base.hash,
                         "delta": delta.hash,

@@ -15,7 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import PAIRED, Condition, Row, conditions, differences, tables
+from benchmarks.interventions import (
+    DOSES,
+    PAIRED,
+    Condition,
+    Row,
+    conditions,
+    differences,
+    tables,
+)
 from benchmarks.progress import Progress
 from benchmarks.toolformer_study import (
     Cells,
@@ -99,15 +107,17 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[
             made.delta(layer, percentile, d_new, of)
     subject = made.subject(made.sizes.n_evaluate)
     model_hash = fingerprint(subject.model)
-    cells = Cells(out / "cells", len(KINDS) * (1 + len(made.layers) * N_CONDITIONS), "cells")
+    cells = Cells(made.place("cells"), len(KINDS) * (1 + len(made.layers) * N_CONDITIONS))
+    pair = f"percentile-{percentile * 100:g}-d-{d_new}"
     rows: list[Row] = []
     each: dict[tuple[int | None, str, str], list[Row]] = {}
     with Progress("cells", cells.total) as progress:
 
         def take(condition: Condition, layer: int | None, made_by: Mapping[str, Any]) -> None:
             for kind in KINDS:
-                where = "raw" if layer is None else f"layer-{layer:02d}"
-                name = f"{where}-{condition.name.replace(' ', '-')}-{kind}"
+                where = "raw" if layer is None else f"layer-{layer:02d}-{pair}-"
+                where += "" if layer is None else condition.name.replace(" ", "-")
+                name = f"{where}-{kind}"
                 wanted = {"model": model_hash, "rows": subject.digest(kind), **made_by}
                 measure = partial(subject.measured, condition, kind)
                 found, written = cells.measured(name, wanted, measure, progress)
@@ -123,11 +133,12 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[
             untuned = made.delta(layer, percentile, d_new, "base")
             check_model(delta, subject.model)
             site = site_for(base, subject.model, layer)
-            made_by = {
-                "base": base.hash, "delta": delta.hash, "untuned": untuned.hash, "seed": seed,
-            }  # fmt: skip
             means = made.means(layer, base)
             for condition in conditions(site, base, delta, means, untuned, seed):
+                # The doses 0 and 1, which `intervention-dose` need not measure again.
+                made_by = {"base": base.hash, "delta": delta.hash}
+                if condition.name not in DOSES.values():
+                    made_by |= {"untuned": untuned.hash, "seed": str(seed)}
                 take(condition, layer, made_by)
     paired = [
         {

@@ -201,6 +201,10 @@ def turned(base: Transcoder, delta: Transcoder, seed: int) -> Replacement:
     return lambda x, _: base(x) + delta(x) @ turn
 
 
+DOSES = {0.0: "no_delta", 1.0: "full"}
+"""Factors of a delta that have a name among the conditions."""
+
+
 def conditions(
     site: Site,
     base: Transcoder,

@@ -335,11 +335,10 @@ class Toolformer:
 
 
 class Cells:
-    """What has been measured, a file for each cell, in a study's folder."""
+    """What has been measured, a file for each cell. total: how many a study has."""
 
-    def __init__(self, folder: Path, total: int, label: str) -> None:
-        self.folder, self.total, self.label = folder, total, label
-        self.done = 0
+    def __init__(self, folder: Path, total: int) -> None:
+        self.folder, self.total, self.done = folder, total, 0
 
     def measured(
         self, name: str, made_by: Mapping[str, Any], measure: Callable[[], Any], progress: Progress

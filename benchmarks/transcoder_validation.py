@@ -58,7 +58,7 @@ def transcoder_validation(
     made = begin(config, config.out)
     percentiles = config.percentiles or made.sizes.percentiles
     sizes = config.d_new or made.sizes.d_new
-    rows, raw = _measured(made, config.out, percentiles, sizes)
+    rows, raw = _measured(made, percentiles, sizes)
     results = {**made.course(), "n_losses": made.sizes.n_losses, "raw": raw, "rows": rows}
     write_rows(rows, config.out / "rows.csv")
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
@@ -71,7 +71,7 @@ def transcoder_validation(
 
 
 def _measured(
-    made: Toolformer, out: Path, percentiles: Sequence[float], sizes: Sequence[int]
+    made: Toolformer, percentiles: Sequence[float], sizes: Sequence[int]
 ) -> tuple[list[Row], Row]:
     """A row for each layer, percentile and size, 0 for the base alone; and the model as it is."""
     for layer in made.layers:  # all that is trained, before anything is measured
@@ -81,7 +81,7 @@ def _measured(
     subject = made.subject(made.sizes.n_losses)
     model_hash = fingerprint(subject.model)
     n = len(made.layers) * len(percentiles) * (1 + len(sizes))
-    cells = Cells(out / "cells", n + 1, "cells")
+    cells = Cells(made.place("cells-validation"), n + 1)
     rows: list[Row] = []
     with Progress("cells", n + 1) as progress:
 

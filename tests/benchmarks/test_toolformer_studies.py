@@ -82,7 +82,7 @@ def test_every_cell_is_measured_and_every_figure_drawn(place):
         results = json.loads((place / name / "results.json").read_text())
         assert results["rows"]
         assert "nan" not in (place / name / "report.md").read_text()
-    written = (place / "intervention-layers/generations").glob("layer-01-full-*.jsonl")
+    written = (place / "intervention-layers/generations").glob("layer-01-*-full-*.jsonl")
     assert sorted(len(file.read_text().splitlines()) for file in written) == [4, 4, 4]
 
 
