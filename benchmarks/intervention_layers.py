@@ -153,6 +153,11 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[
     return rows, paired
 
 
+def _signed(row: Row, figure: str, form: str) -> str:
+    value, low, high = (row[name] for name in (figure, f"{figure}_low", f"{figure}_high"))
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
     rows, on, tuning = results["rows"], results["machine"], results["tuning"]
@@ -167,7 +172,7 @@ def report(results: Mapping[str, Any]) -> str:
     paired = "\n".join(
         f"| {row['layer']} | {row['less']} | {row['subset']} | "
         + " | ".join(
-            f"{row[figure]:+.3f} [{row[f'{figure}_low']:+.3f}, {row[f'{figure}_high']:+.3f}]"
+            _signed(row, figure, "+.1e" if figure == "cross_entropy" else "+.3f")
             for figure in PAIRED
         )
         + " |"

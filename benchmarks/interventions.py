@@ -260,7 +260,7 @@ def tables(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> 
                 percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
                 for metric in SHARES
             ]
-            cells = (*(say(row) for say in columns.values()), f"{row['cross_entropy']:.3f}")
+            cells = (*(say(row) for say in columns.values()), f"{row['cross_entropy']:.2g}")
             lines.append(f"| {' | '.join((*cells, *shares))} |")
         found.append("\n".join(lines))
     return "\n\n".join(found)

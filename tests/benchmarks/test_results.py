@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     ensembles,
+    intervention_layers,
     quickstart,
     quickstart_model,
     quickstart_seeds,
@@ -47,6 +48,7 @@ def figures(name: str) -> dict[str, Any]:
         ("quickstart-model-seed-1/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
         ("tool-calling/results.json", "report.md", tool_calling.report),
+        ("intervention-layers/results.json", "report.md", intervention_layers.report),
         ("throughput-tools/throughput-tools.json", "throughput-tools.md", throughput_tools.report),
     ],
 )
@@ -241,3 +243,37 @@ def test_the_readme_says_how_much_of_gsm8k_is_kept() -> None:
 def test_the_readme_says_how_many_hostile_inputs_there_are() -> None:
     n = len(CALCULATOR) + len(MONTY) + len(CPYTHON)
     assert f"Some {round(n, -2)} hostile inputs" in " ".join(README.split())
+
+
+def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
+    found = figures("intervention-layers/results.json")
+    readme = " ".join(README.split())
+
+    def points(layer: int, less: str) -> str:
+        (row,) = [
+            row
+            for row in found["differences"]
+            if (row["layer"], row["less"], row["subset"]) == (layer, less, "tool_ood")
+        ]
+        value, low, high = (100 * row[f"tool_call{end}"] for end in ("", "_low", "_high"))
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+    def calls(layer: int | None, condition: str, subset: str) -> str:
+        (row,) = [
+            row
+            for row in found["rows"]
+            if (row["layer"], row["condition"], row["subset"]) == (layer, condition, subset)
+        ]
+        return f"{100 * row['tool_call']:.1f}%"
+
+    expected = [
+        f"calls after {calls(None, 'raw', 'tool_ood')} of 200 questions in words that it was never",
+        f"{calls(6, 'no_delta', 'tool_ood')} with the base at layer 6",
+        f"{calls(6, 'full', 'tool_ood')} with the delta as well",
+        f"{points(6, 'untuned delta')} points more than with a delta",
+        f"at layer 24 {points(24, 'untuned delta')}",
+    ]
+    assert [claim for claim in expected if claim not in readme] == []
+    ceiling = {row["tool_call"] for row in found["rows"] if row["subset"] == "tool"}
+    assert ceiling == {1.0}
+    assert "after 200 questions in words like those it was trained on it always calls" in readme
