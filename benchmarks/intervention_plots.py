@@ -29,7 +29,10 @@ def validation_figures(rows: Rows, folder: Path) -> None:
     percentiles = sorted({row["percentile"] for row in rows})
     layers = sorted({row["layer"] for row in rows})
     sizes = sorted({row["d_new"] for row in rows})
-    panels = {"unexplained": "unexplained variance", "change_tool": "change of cross-entropy, tool"}
+    panels = {
+        "unexplained": "unexplained variance",
+        "change_tool_ood": "change of cross-entropy, tool_ood",
+    }
     figure = Figure(figsize=(3.4 * len(percentiles) + 0.6, 3.2 * len(panels)))
     grid = figure.subplots(len(panels), len(percentiles), squeeze=False)
     for line, (column, said) in zip(grid, panels.items(), strict=True):
@@ -46,7 +49,7 @@ def validation_figures(rows: Rows, folder: Path) -> None:
             )
             for y, entries in enumerate(table):
                 for x, value in enumerate(entries):
-                    axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+                    axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=8)
             axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
             axes.set_yticks(range(len(sizes)), [str(size or "base") for size in sizes])
             axes.set(xlabel="layer", ylabel="features of the delta")

@@ -166,7 +166,7 @@ def report(results: Mapping[str, Any]) -> str:
         f"{row['d_new'] or 'base alone'} | {row['l0']:.1f} | {row['unexplained']:.3f} | "
         f"{row['cosine']:.3f} | {row['ratio']:.3f} | "
         + " | ".join(
-            f"{row[f'change_{kind}']:+.3f} ± {row[f'change_{kind}_half']:.3f}" for kind in KINDS
+            f"{row[f'change_{kind}']:+.4f} ± {row[f'change_{kind}_half']:.4f}" for kind in KINDS
         )
         + " |"
         for row in rows
@@ -177,7 +177,7 @@ def report(results: Mapping[str, Any]) -> str:
     means = "\n".join(
         f"| {percentile:g} | {d_new or 'base alone'} | "
         + " | ".join(
-            f"{_mean(rows, percentile, d_new, column):.3f}"
+            f"{_mean(rows, percentile, d_new, column):.4f}"
             for column in ("unexplained", "cosine", "ratio", *(f"change_{k}" for k in KINDS))
         )
         + " |"

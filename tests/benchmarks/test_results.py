@@ -20,6 +20,7 @@ from benchmarks import (
     throughput_sft,
     throughput_tools,
     tool_calling,
+    transcoder_validation,
 )
 from benchmarks.large_scale_report import paired_drift
 from benchmarks.statistics import Z, interval
@@ -49,6 +50,7 @@ def figures(name: str) -> dict[str, Any]:
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
         ("tool-calling/results.json", "report.md", tool_calling.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
+        ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
         ("throughput-tools/throughput-tools.json", "throughput-tools.md", throughput_tools.report),
     ],
 )
@@ -277,3 +279,16 @@ def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
     ceiling = {row["tool_call"] for row in found["rows"] if row["subset"] == "tool"}
     assert ceiling == {1.0}
     assert "after 200 questions in words like those it was trained on it always calls" in readme
+    fits = {
+        (row["layer"], row["d_new"]): row
+        for row in figures("transcoder-validation/results.json")["rows"]
+    }
+    before, tuned, beside = (
+        [fits[layer, d_new][column] for layer in (6, 12, 24)]
+        for column, d_new in (("base_unexplained", 0), ("unexplained", 0), ("unexplained", 128))
+    )
+    said = [f"{min(found):.2f} to {max(found):.2f}" for found in (before, tuned, beside)]
+    assert (
+        f"bases leave {said[0]} of the variance of what MLPs add at layers 6, 12 and 24 before "
+        f"fine-tuning, {said[1]} after it, and {said[2]} with deltas of 128 features"
+    ) in readme
