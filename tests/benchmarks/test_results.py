@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     ensembles,
+    intervention_dose,
     intervention_layers,
     quickstart,
     quickstart_model,
@@ -49,6 +50,7 @@ def figures(name: str) -> dict[str, Any]:
         ("quickstart-model-seed-1/results.json", "report.md", quickstart_model.report),
         ("quickstart-seeds/seeds.json", "seeds.md", quickstart_seeds.table),
         ("tool-calling/results.json", "report.md", tool_calling.report),
+        ("intervention-dose/results.json", "report.md", intervention_dose.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
         ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
         ("throughput-tools/throughput-tools.json", "throughput-tools.md", throughput_tools.report),
@@ -292,3 +294,9 @@ def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
         f"bases leave {said[0]} of the variance of what MLPs add at layers 6, 12 and 24 before "
         f"fine-tuning, {said[1]} after it, and {said[2]} with deltas of 128 features"
     ) in readme
+    dose = {
+        (row["layer"], row["alpha"]): f"{100 * row['tool_call']:.1f}%"
+        for row in figures("intervention-dose/results.json")["rows"]
+        if row["subset"] == "tool_ood"
+    }
+    assert f"with half of the delta {dose[6, 0.5]}" in readme
