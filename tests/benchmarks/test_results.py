@@ -20,6 +20,7 @@ from benchmarks import (
     throughput,
     throughput_sft,
     throughput_tools,
+    throughput_transcoders,
     tool_calling,
     transcoder_validation,
 )
@@ -53,6 +54,11 @@ def figures(name: str) -> dict[str, Any]:
         ("intervention-dose/results.json", "report.md", intervention_dose.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
         ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
+        (
+            "throughput-transcoders/throughput-transcoders.json",
+            "throughput-transcoders.md",
+            throughput_transcoders.report,
+        ),
         ("throughput-tools/throughput-tools.json", "throughput-tools.md", throughput_tools.report),
     ],
 )
@@ -300,3 +306,13 @@ def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
         if row["subset"] == "tool_ood"
     }
     assert f"with half of the delta {dose[6, 0.5]}" in readme
+
+
+def test_the_readme_says_how_fast_transcoders_are() -> None:
+    rows = figures("throughput-transcoders/throughput-transcoders.json")["comparisons"]
+    training, _, autograd, collecting, writing = (row["ratio"] for row in rows)
+    assert (
+        f"{training:.0%} of the speed of its matrix products alone, {autograd:.1f} times that of "
+        f"autograd; collecting at four layers leaves {collecting:.0%} of the speed of the forward "
+        f"pass, replacing an MLP {writing:.0%} of that of generation"
+    ) in " ".join(README.split())
