@@ -16,7 +16,7 @@ def read_json_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
     Raises ConfigError if the file cannot be read, with the line that is not JSON.
     """
     path = Path(file)
-    text = _text(path)
+    text = read_text(path)
     if text.lstrip().startswith("["):
         rows = _value(text, str(path))
         yield from ((f"{path}, item {place}", row) for place, row in enumerate(rows, start=1))
@@ -27,14 +27,15 @@ def read_json_rows(file: str | Path) -> Iterator[tuple[str, Any]]:
             yield where, _value(line, where)
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file, also of a compressed one; raises ConfigError if it cannot be read."""
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"Cannot read rows from {path}: {error}.") from None
+        raise ConfigError(f"Cannot read {path}: {error}.") from None
     except OSError as error:
-        raise ConfigError(f"Cannot read rows from {path}: {error.strerror or error}.") from None
+        raise ConfigError(f"Cannot read {path}: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 at byte {error.start}.") from None
 

@@ -1,13 +1,11 @@
 """Sentences of text files and of the hub that have a number in them, but nothing to calculate."""
 
-import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from itl_env.errors import ConfigError, ITLError
-from itl_env.json_rows import read_json_rows
+from itl_env.json_rows import read_json_rows, read_text
 from itl_env.text import unstorable
 
 FIELDS = ("question", "ctx", "text", "query")
@@ -61,7 +59,7 @@ def read_texts(files: Sequence[str | Path]) -> Iterator[str]:
         if kind in (".json", ".jsonl"):
             yield from (_text_of(row, where) for where, row in read_json_rows(file))
         else:
-            yield from re.split(r"\n\s*\n", _plain(file))
+            yield from re.split(r"\n\s*\n", read_text(file))
 
 
 def hub_texts() -> Iterator[str]:
@@ -107,15 +105,3 @@ def _text_of(row: object, where: str) -> str:
             if isinstance(text := row.get(name), str):
                 return text
     raise ConfigError(f"{where}: there is no text in any of the fields {', '.join(FIELDS)}.")
-
-
-def _plain(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ConfigError(f"Cannot read {path}: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"Cannot read {path}: {error.strerror or error}.") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 at byte {error.start}.") from None

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from itl_env.connection import lasting_url
+from itl_env.data_folder import check_data_folder
 from itl_env.database import FactDatabase
 from itl_env.errors import ConfigError
 from itl_env.files import write_text
@@ -146,7 +147,7 @@ def make_data(
     settings = json.loads(json.dumps(dataclasses.asdict(mix)))
     if mix.database:
         settings["database"] = lasting_url(mix.database)
-    _check_folder(folder, settings)
+    check_data_folder(folder, {TRAIN, VALIDATION, REPORT_TEXT}, folder / REPORT, settings)
     facts = FactDatabase(mix.database) if mix.database else None
     with ExitStack() as stack:
         given = standard_tools(facts)
@@ -178,25 +179,6 @@ def make_data(
     write_text(folder / REPORT_TEXT, report.to_markdown())
     write_text(folder / REPORT, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
     return report
-
-
-def _check_folder(folder: Path, settings: Any) -> None:
-    """Raise ConfigError if something else is at `folder`."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder.")
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    # Hidden files are what an interrupted write has left, or the system's.
-    others = {name for name in names if not name.startswith(".")}
-    others -= {TRAIN, VALIDATION, REPORT, REPORT_TEXT}
-    if others:
-        raise ConfigError(f"{folder} holds other things, such as {min(others)}; name a new folder.")
-    if REPORT in names:
-        try:
-            made = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, LookupError, TypeError):
-            made = None
-        if made != settings:
-            raise ConfigError(f"{folder} holds data of other settings; name a new folder.")
 
 
 # -- what there is to choose from ------------------------------------------------------------------

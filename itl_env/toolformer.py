@@ -22,6 +22,7 @@ import numpy as np
 
 from itl_env import streams
 from itl_env.calculator import CalculatorError, calculate, number_text, same_number
+from itl_env.data_folder import check_data_folder
 from itl_env.episode import package_versions
 from itl_env.errors import ConfigError
 from itl_env.files import whole_file, write_text
@@ -275,7 +276,8 @@ def make_toolformer_data(
     """
     folder = Path(out)
     settings = json.loads(json.dumps(dataclasses.asdict(mix)))
-    _check_folder(folder, settings)
+    own = {TRAIN, VALIDATION, REPORT_TEXT, *SUBSETS.values()}
+    check_data_folder(folder, own, folder / REPORT, settings)
     drawn = expressions(mix.n_expressions, mix.seed)
     tools = _tool_rows(drawn[: -mix.n_evaluate], "tool", mix.seed)
     unseen = _tool_rows(drawn[-mix.n_evaluate :], "tool_ood", mix.seed)
@@ -369,24 +371,6 @@ def _order(n: int, seed: int, name: str) -> list[int]:
     key = streams.key(seed, "toolformer", "order", name)
     order: list[int] = streams.permute(np.arange(n), n, key).tolist()
     return order
-
-
-def _check_folder(folder: Path, settings: Any) -> None:
-    """Raise ConfigError if something else is at `folder`."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder.")
-    # Hidden files are what an interrupted write has left, or the system's.
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    others = {name for name in there if not name.startswith(".")}
-    if others := others - {TRAIN, VALIDATION, REPORT, REPORT_TEXT, *SUBSETS.values()}:
-        raise ConfigError(f"{folder} holds other things, such as {min(others)}; name a new folder.")
-    if REPORT in there:
-        try:
-            made = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, LookupError, TypeError):
-            made = None
-        if made != settings:
-            raise ConfigError(f"{folder} holds data of other settings; name a new folder.")
 
 
 def _page(report: Mapping[str, Any]) -> str:

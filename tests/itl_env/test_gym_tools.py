@@ -171,7 +171,7 @@ def test_vector_environments_serve_it():
         ({"categories": ["mixed"]}, "The category 'mixed' looks facts up; name a database"),
         ({"categories": ["multi_turn"]}, "takes . turns, but max_turns is 1"),
         ({"database": "postgresql://me:secret@host/facts"}, "may not hold a password"),
-        ({"data": "nowhere.jsonl"}, "Cannot read rows from nowhere.jsonl"),
+        ({"data": "nowhere.jsonl"}, "Cannot read nowhere.jsonl"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(arguments, told):

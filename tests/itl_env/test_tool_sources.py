@@ -382,11 +382,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("a.jsonl", b'{"a": 1}\n{"a"\n', "a.jsonl, line 2: it is not JSON"),
         ("b.json", b"[1, ", "b.json: it is not JSON"),
         ("c.jsonl", b"\xff", "c.jsonl is not UTF-8 at byte 0"),
-        ("d.jsonl.gz", b"{}", "Cannot read rows from .*d.jsonl.gz: Not a gzipped file"),
+        ("d.jsonl.gz", b"{}", "Cannot read .*d.jsonl.gz: Not a gzipped file"),
         (
             "e.jsonl.gz",
             gzip.compress(b"{}" * 99, mtime=0)[:-9],
-            "Cannot read rows from .*e.jsonl.gz",
+            "Cannot read .*e.jsonl.gz",
         ),
         ("f.parquet", b"no", "Cannot read rows from .*f.parquet"),
     ):
