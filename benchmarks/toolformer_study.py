@@ -136,8 +136,10 @@ class Toolformer:
 
     def _check_settings(self) -> None:
         """Raise ConfigError if the folder was made with other settings."""
-        from itl_agents.hub import fingerprint
+        from itl_agents.hub import check_pretrained, fingerprint
 
+        if self.config.model:  # a misspelt one must not stand in the settings
+            check_pretrained(self.config.model)
         config, file = self.config, self.place("settings.json")
         model = config.model and fingerprint(config.model)
         wanted = {"preset": config.preset, "model": model, "seed": config.seed}
@@ -388,8 +390,9 @@ def begin(config: ToolformerStudyConfig, out: Path) -> Toolformer:
     quiet_transformers()
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
+    made = Toolformer(config)
     out.mkdir(parents=True, exist_ok=True)
-    return Toolformer(config)
+    return made
 
 
 def _sentences(file: Path) -> Path:

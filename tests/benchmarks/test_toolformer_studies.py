@@ -231,6 +231,7 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
         (["transcoder", "fuse", "no", "such", "--out", "x"], "no holds no transcoder"),
         (["bench", "run", "intervention-dose", "--preset", "laptop"], "name one: --model"),
         (["bench", "run", "intervention-dose", "--alphas"], "alphas"),
+        (["bench", "run", "intervention-dose", "--model", "nowhere"], "no model 'nowhere'"),
         (["bench", "run", "transcoder-validation", "--percentiles", "2"], "must be from 0 to 1"),
         (["transcoder", "train", "--activations", "x", "--lr", "0"], "lr is 0.0"),
     ],
