@@ -1,12 +1,12 @@
 """Agents without weights: the expert whose episodes are training data, and two baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from itl_agents.agent import Conversation
 from itl_env import streams
-from itl_env.dialogue import ERROR_PREFIX, NO_RESULT
+from itl_env.dialogue import ERROR_PREFIX, NO_RESULT, Phrasing
 from itl_env.episode import Completion
 from itl_env.facts import Fact
 from itl_env.recall import RecallTask
@@ -14,15 +14,15 @@ from itl_env.recall import RecallTask
 UNKNOWN = "I do not know."
 
 
-def read_question(task: RecallTask, question: str) -> tuple[str, str] | None:
-    """The (attribute, name) a question of the task asks about; None if it is no such question.
+def read_question(phrasings: Mapping[str, Phrasing], question: str) -> tuple[str, str] | None:
+    """The (attribute, name) a question asks about; None if none of the phrasings fits.
 
     Where several wordings fit ("What is the mayor of the capital of Peru?"), the one with the most
     fixed text wins, as the name is then the shortest.
     """
     readings = [
         (len(name), attribute, name)
-        for attribute, words in task.phrasings.items()
+        for attribute, words in phrasings.items()
         if (name := words.name_in(question)) is not None
     ]
     if not readings:
@@ -45,7 +45,9 @@ class ExpertAgent:
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `Agent.respond`."""
-        asked = [read_question(self.task, talk.messages[0].content) for talk in conversations]
+        asked = [
+            read_question(self.task.phrasings, talk.messages[0].content) for talk in conversations
+        ]
         values = self._values(conversations, asked)
         completions = []
         for talk, question, value in zip(conversations, asked, values, strict=True):
@@ -107,7 +109,7 @@ class NoToolAgent:
         """See `Agent.respond`."""
         completions = []
         for talk in conversations:
-            question = read_question(self.task, talk.messages[0].content)
+            question = read_question(self.task.phrasings, talk.messages[0].content)
             text = UNKNOWN if question is None else self.guesses[question[0]]
             completions.append(Completion(text, kind="answer"))
         return completions

@@ -65,6 +65,16 @@ def _split(template: str, fields: tuple[str, ...]) -> list[str]:
     return pieces
 
 
+class Statement(NamedTuple):
+    """The pieces of a statement: head, name if `named`, middle, article if any, value, tail."""
+
+    head: str
+    named: bool
+    middle: str
+    tail: str
+    article: bool
+
+
 @dataclass(frozen=True)
 class Phrasing:
     """How one attribute is asked for and stated.
@@ -78,34 +88,35 @@ class Phrasing:
 
     question: str
     statement: str
-    # The templates cut at their placeholders; the second of `_statement` is whether it names the
-    # name, the last whether its value has an article.
-    _question: tuple[str, str] = field(init=False, repr=False, compare=False)
-    _statement: tuple[str, bool, str, str, bool] = field(init=False, repr=False, compare=False)
+    around_name: tuple[str, str] = field(init=False, repr=False, compare=False)
+    """What the question says before the name, and after it."""
+    pieces: Statement = field(init=False, repr=False, compare=False)
+    """The statement, cut at its placeholders."""
 
     def __post_init__(self) -> None:
         before, after = _split(self.question, ("name",))
         named = "{name}" in self.statement
         *head, middle, tail = _split(self.statement, ("name", "value") if named else ("value",))
         article = "{a_value}" in self.statement
-        object.__setattr__(self, "_question", (before, after))
-        object.__setattr__(self, "_statement", ("".join(head), named, middle, tail, article))
+        pieces = Statement("".join(head), named, middle, tail, article)
+        object.__setattr__(self, "around_name", (before, after))
+        object.__setattr__(self, "pieces", pieces)
 
     def ask(self, name: str) -> str:
         """The question about `name`."""
-        before, after = self._question
+        before, after = self.around_name
         return before + name + after
 
     def name_in(self, question: str) -> str | None:
         """The name this phrasing would have been asked about, or None if it does not fit."""
-        before, after = self._question
+        before, after = self.around_name
         if not (question.startswith(before) and question.endswith(after)):
             return None
         return question[len(before) : len(question) - len(after)] or None
 
     def state(self, name: str, value: str) -> str:
         """The statement that `name` has `value`."""
-        head, named, middle, tail, article = self._statement
+        head, named, middle, tail, article = self.pieces
         said = with_article(value) if article else value
         return head + (name if named else "") + middle + said + tail
 
@@ -115,7 +126,7 @@ class Phrasing:
         A statement about somebody else is no statement about `name`. Either article is accepted,
         and the final full stop may be missing.
         """
-        head, named, middle, tail, article = self._statement
+        head, named, middle, tail, article = self.pieces
         start = head + (name if named else "") + middle
         openings = (start + "an ", start + "a ") if article else (start,)
         for ending in (tail, tail.removesuffix(".")):

@@ -5,8 +5,7 @@ from typing import Literal
 
 from itl_agents.agent import Conversation
 from itl_agents.nanollama.bpe import NanoTokenizer
-from itl_agents.nanollama.generate import Generated, TurnMemory, generate
-from itl_agents.nanollama.model import NanoLlama
+from itl_agents.nanollama.generate import Generated, LanguageModel, TurnMemory, generate
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import render_prompt
 from itl_env.episode import Completion
@@ -14,7 +13,7 @@ from itl_env.errors import ConfigError
 
 
 class NanoLlamaAgent:
-    """Plays with a NanoLlama.
+    """Plays with a NanoLlama, or another model that can be generated from.
 
     temperature: 0 is greedy; above 0 each turn is drawn with the conversation's own seed.
     max_new_tokens: of one turn; a longer turn is cut (`finish_reason` is `length`).
@@ -26,7 +25,7 @@ class NanoLlamaAgent:
 
     def __init__(
         self,
-        model: NanoLlama,
+        model: LanguageModel,
         tokenizer: NanoTokenizer | None = None,
         *,
         name: str = "nanollama",

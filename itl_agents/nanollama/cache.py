@@ -1,14 +1,12 @@
 """Keys and values of earlier tokens, for generation."""
 
 import copy
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from itl_agents.nanollama.model import NanoLlamaConfig
 
 
 class KVCache:
@@ -17,15 +15,17 @@ class KVCache:
     Rows of a batch may hold different numbers of tokens: `lengths` (batch,) counts them. Keys lie
     at their positions; what lies at and beyond a row's length is never attended to.
 
+    shapes: heads and width of a head in each layer.
+
     layers: keys and values of each, (batch, capacity, heads, d_head). A row is one stretch of
         memory, so that rows are copied several times faster than from one tensor for all.
     """
 
-    def __init__(self, config: "NanoLlamaConfig", batch: int, capacity: int, like: Tensor) -> None:
-        shape = (batch, capacity, config.kv_heads, config.d_head)
-        self.layers = [
-            (like.new_zeros(shape), like.new_zeros(shape)) for _ in range(config.n_layers)
-        ]
+    def __init__(
+        self, shapes: Sequence[tuple[int, int]], batch: int, capacity: int, like: Tensor
+    ) -> None:
+        whole = [(batch, capacity, *shape) for shape in shapes]
+        self.layers = [(like.new_zeros(shape), like.new_zeros(shape)) for shape in whole]
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
 
     @property
@@ -76,8 +76,8 @@ class KVCache:
 
 def _rows(memory: Tensor, rows: Tensor, n_tokens: int) -> Tensor:
     """A copy of the first tokens of some rows of memory (batch, capacity, heads, d_head)."""
-    flat = memory.flatten(1)[:, : n_tokens * memory[0, 0].numel()]
-    return flat.index_select(0, rows).view(-1, n_tokens, *memory.shape[2:])
+    flat = memory.flatten(1)[:, : n_tokens * memory.shape[2:].numel()]
+    return flat.index_select(0, rows).view(len(rows), n_tokens, *memory.shape[2:])
 
 
 class Past(NamedTuple):

@@ -1,14 +1,13 @@
 """Batched generation with a key-value cache: prompts of any lengths together, ended rows leave."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from itl_agents.nanollama.cache import KVCache
-from itl_agents.nanollama.model import NanoLlama
 from itl_agents.sampling import Gumbel
 
 ROOM = 32
@@ -16,6 +15,52 @@ ROOM = 32
 
 ROWS = {"cpu": 512, "cuda": 4096}
 """Prompts side by side: on a CPU, the keys and values of more no longer stay near it."""
+
+
+class Shape(Protocol):
+    """What generation asks of a model's configuration."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def max_length(self) -> int:
+        """Tokens, of prompt and answer together."""
+        ...
+
+    @property
+    def kv_shapes(self) -> Sequence[tuple[int, int]]:
+        """Heads of keys and values of each layer, and their width."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A model that can be generated from; see `NanoLlama`."""
+
+    @property
+    def config(self) -> Shape:
+        """Its shape."""
+        ...
+
+    @property
+    def embedding(self) -> nn.Parameter:
+        """A number or more for each token; of the type and on the device of all weights."""
+        ...
+
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens go through the model together without costing more each."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights."""
+        ...
+
+    def __call__(self, ids: Tensor, cache: KVCache, positions: Tensor | None = None) -> Tensor:
+        """Logits of the next token, as `NanoLlama.forward` gives them."""
+        ...
 
 
 class Generated(NamedTuple):
@@ -40,7 +85,7 @@ class TurnMemory:
         self._places: dict[tuple[int, ...], _Place] = {}
         self._weights = b""
 
-    def take(self, model: NanoLlama, prompts: Sequence[Sequence[int]]) -> "list[_Place | None]":
+    def take(self, model: LanguageModel, prompts: Sequence[Sequence[int]]) -> "list[_Place | None]":
         """Where the beginning of each prompt is, if it is known; all is forgotten here."""
         weights = _digest(model)
         places = self._places if self._weights == weights else {}
@@ -68,7 +113,7 @@ class _Place(NamedTuple):
 
 @torch.inference_mode()
 def generate(
-    model: NanoLlama,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     *,
     stop_ids: Sequence[int],
@@ -127,7 +172,7 @@ def generate(
 
 
 def _generate(
-    model: NanoLlama,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     known: "Sequence[_Place | None]",
     stop_ids: Sequence[int],
@@ -188,7 +233,7 @@ def _generate(
 
 
 def _read(
-    model: NanoLlama, prompts: Sequence[Sequence[int]], places: Sequence[_Place | None]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], places: Sequence[_Place | None]
 ) -> tuple[Tensor, KVCache]:
     """Logits (batch, vocabulary) after each prompt, and a cache that holds the prompts.
 
@@ -201,7 +246,7 @@ def _read(
     ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in new], device=device)
     # Padding is written behind each row as well, so there must be room for it.
     capacity = max(known) + width + ROOM
-    cache = KVCache(model.config, len(prompts), capacity, model.embedding)
+    cache = KVCache(model.config.kv_shapes, len(prompts), capacity, model.embedding)
     for block in {id(place.block): place.block for place in places if place}.values():
         rows = [row for row, place in enumerate(places) if place and place.block is block]
         sources = [place.row for place in places if place and place.block is block]
@@ -218,7 +263,7 @@ def _read(
     return torch.cat(logits), cache
 
 
-def _digest(model: NanoLlama) -> bytes:
+def _digest(model: LanguageModel) -> bytes:
     """A hash of all weights. Version counters would not do: fused optimizers leave them alone."""
     found = hashlib.blake2b(digest_size=16)
     for weight in model.parameters():

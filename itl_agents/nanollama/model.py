@@ -67,6 +67,11 @@ class NanoLlamaConfig:
         return self.n_kv_heads or self.n_heads
 
     @property
+    def kv_shapes(self) -> list[tuple[int, int]]:
+        """Heads of keys and values of each layer, and their width."""
+        return [(self.kv_heads, self.d_head)] * self.n_layers
+
+    @property
     def hidden_width(self) -> int:
         """Width of the feed-forward."""
         return self.d_hidden or 4 * self.d_model

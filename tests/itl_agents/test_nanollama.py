@@ -104,7 +104,7 @@ def test_cached_logits_equal_uncached(config: NanoLlamaConfig) -> None:
     padded = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     with torch.inference_mode():
-        cache = KVCache(config, 3, 64, model.embedding)
+        cache = KVCache(config.kv_shapes, 3, 64, model.embedding)
         model(padded, cache)
         cache.lengths += lengths
         first = model(more[:, :4], cache)
