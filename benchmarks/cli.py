@@ -110,6 +110,7 @@ STUDIES = {
             "scaling": "the cost of a training step as people grow",
             "speedrun": "time to a recall of 0.95: the fast recipe and the published one",
             "bounds": "parameters against facts: knowing them, and looking them up",
+            "circuit": "a transformer built by hand that looks up any fact, and trained ones",
             "generalisation": "recall on unseen names against the people trained on",
             "capacity": "the smallest model that knows its facts, with exposures at will",
             "compressibility": "parameters for worlds whose families share values",

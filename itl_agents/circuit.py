@@ -387,14 +387,15 @@ class CircuitAgent(NanoLlamaAgent):
         self.phrasings = task.phrasings
         self.unreadable = unreadable(task.phrasings)
         self.max_name_length, self.max_value_length = max_name_length, max_value_length
-        circuit = build_circuit(
+        self.circuit = build_circuit(
             task.attributes,
             task.phrasings,
             max_name_length,
             style=task.style,
             max_value_length=max_value_length,
         )
-        super().__init__(circuit, name="circuit", max_new_tokens=circuit.config.max_length)
+        most = self.circuit.config.max_length
+        super().__init__(self.circuit, name="circuit", max_new_tokens=most)
 
     def respond(self, conversations: Sequence[Conversation]) -> list[Completion]:
         """See `Agent.respond`.

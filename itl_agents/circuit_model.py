@@ -91,7 +91,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CircuitConfig:
+class CircuitShape:
     """The shape of a circuit."""
 
     registers: tuple[str, ...]  # of the residual stream
@@ -145,9 +145,14 @@ class Block(nn.Module):
             mask = torch.full((seq, seq), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
         # Scores are whole numbers so long as nothing is rescaled: the factor 1/sqrt(d_head) of the
         # usual formula is a part of the queries' weights.
-        weights = (torch.einsum("bqhd,bkhd->bhqk", q, k) + mask).softmax(dim=-1)
-        brought = torch.einsum("bhqk,bkhd->bqhd", weights, v)
-        x = x + F.linear(brought.reshape(batch, seq, self.n_heads * D_HEAD), self.out)
+        scores = mask
+        for q_i, k_i in zip(_columns(q), _columns(k), strict=True):
+            scores = torch.addcmul(scores, q_i[..., :, None], k_i[..., None, :])
+        weights = scores.softmax(dim=-1)
+        # Products of so narrow matrices take several times as long as sums of their columns.
+        brought = [(weights * v_i[..., None, :]).sum(dim=-1) for v_i in _columns(v)]
+        heads = torch.stack(brought, dim=-1).transpose(1, 2)
+        x = x + F.linear(heads.reshape(batch, seq, self.n_heads * D_HEAD), self.out)
         hidden = F.linear(x, self.up, self.up_bias).relu()
         return x + F.linear(hidden, self.down, self.down_bias), weights
 
@@ -160,7 +165,7 @@ class Circuit(nn.Module):
     the rows of `embedding` are the logits.
     """
 
-    def __init__(self, config: CircuitConfig) -> None:
+    def __init__(self, config: CircuitShape) -> None:
         super().__init__()
         self.config = config
         self.embedding = _zeros(config.vocabulary_size, 2)
@@ -188,7 +193,7 @@ class Circuit(nn.Module):
         """
         written = [name for sums in reads for name in sums.terms]
         written += [name for plan in plans for name in plan.registers()]
-        config = CircuitConfig(
+        config = CircuitShape(
             registers=tuple(dict.fromkeys(written)),
             heads=tuple(tuple(head.name for head in plan.heads) for plan in plans),
             units=tuple(len(plan.units) for plan in plans),
@@ -290,6 +295,11 @@ class Circuit(nn.Module):
 
 def _zeros(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(*shape))
+
+
+def _columns(x: Tensor) -> Sequence[Tensor]:
+    """Each number of every head of x (batch, seq, heads, D_HEAD), (batch, heads, seq)."""
+    return x.transpose(1, 2).unbind(-1)
 
 
 def _padded(sums: Sequence[Linear]) -> list[Linear]:

@@ -142,7 +142,7 @@ def test_sets_of_1_4_and_16_attributes(attributes, style):
     rows = [{"name": name, **{each: f"{each} of {name}" for each in attributes}} for name in names]
     task = task_of(rows, style=style)
     agent = CircuitAgent(task)
-    assert agent.model.config.n_blocks <= 8
+    assert agent.circuit.config.n_blocks <= 8
     asked = [
         fact
         for fact in task.facts()
@@ -248,7 +248,7 @@ def test_the_margin_is_exactly_one_in_float32_and_float64(style, attributes):
     said = [("x" * 60, "y" * 200), ("é", "actor"), ("Ann", "\U0010ffff" * 50)]
     rows = [{"name": name, **dict.fromkeys(attributes, value)} for name, value in said]
     task = task_of(rows, style=style)
-    circuit = CircuitAgent(task).model
+    circuit = CircuitAgent(task).circuit
     exact = copy.deepcopy(circuit).double()
     for episode in rollout(ExpertAgent(task), task, list(task.facts())[:: len(attributes) - 1]):
         rendered = render(episode, ByteTokenizer())
