@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from benchmarks.cells import ASKED, World, seed_cells, steps_for
+from benchmarks.circuit import size_of
 from benchmarks.reference import (
     BATCH,
     BOUNDS_IN_TOOL,
@@ -23,7 +24,7 @@ from benchmarks.reference import (
     RECALL,
     STEPS,
 )
-from benchmarks.studies import WIDTHS, RecipeConfig, Study
+from benchmarks.studies import SHAPE, WIDTHS, RecipeConfig, Study
 from benchmarks.study_report import (
     RULED_OUT,
     finish,
@@ -106,8 +107,9 @@ def bounds(config: BoundsConfig, say: Callable[[str], None] = print) -> dict[str
     fit = line_fit(
         [(row["facts"], row["parameters"]) for row in found if row["mode"] == "in-weight"]
     )
-    result = {"sizes": sizes._asdict(), "minima": found, "line": fit}
-    bounds_figure(found, fit, config.out / "bounds.png")
+    built = size_of(ATTRIBUTES, SHAPE["style"])
+    result = {"sizes": sizes._asdict(), "minima": found, "line": fit, "circuit": built}
+    bounds_figure(found, fit, built, config.out / "bounds.png")
     recall_figure(list(study.rows.values()), config.out / "recall.png")
     return finish(study, result, report(result), say, model=config.settings())
 
@@ -150,6 +152,10 @@ initialisation and data order; recall is that of the last step.
 {ASKED}
 
 {slope}
+
+A transformer built by hand (`itl bench run circuit`) answers through the tool about any number of
+people with {result["circuit"]["parameters"]:,} parameters, of which
+{result["circuit"]["nonzero"]:,} are not zero: the flat lines of the figure.
 
 {agreement(result["minima"])}
 - The published runs all took {STEPS:,} steps of {BATCH} dialogues: {STEPS * BATCH // 256:,}

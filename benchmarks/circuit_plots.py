@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.plots import CHANCE, IN_TOOL, IN_WEIGHT, save
+from benchmarks.plots import CHANCE, CIRCUIT, IN_TOOL, save
 from benchmarks.reference import BOUNDS_IN_TOOL, RECALL
 from itl_agents.circuit import build_circuit
 from itl_agents.nanollama.tokenizer import ByteTokenizer
@@ -32,7 +32,7 @@ def circuit_figure(result: Mapping[str, Any], path: Path) -> None:
         rows = [row for row in compact if row["family"] == family]
         for name, line, what in (("parameters", "-", "all"), ("nonzero", "--", "not zero")):
             growth.plot(
-                x, [row[name] for row in rows], line, marker="o", ms=4, color=IN_TOOL, alpha=shade,
+                x, [row[name] for row in rows], line, marker="o", ms=4, color=CIRCUIT, alpha=shade,
                 label=f"{family}, {what}",
             )  # fmt: skip
     growth.axhline(
@@ -53,10 +53,10 @@ def circuit_figure(result: Mapping[str, Any], path: Path) -> None:
     bars = [[max(0.0, each) for each in side] for side in (below, above)]
     recall.errorbar(
         [row["parameters"] for row in twins], mean, yerr=bars, fmt="o-", capsize=3,
-        color=IN_WEIGHT, label="trained (bars: all seeds)",
+        color=IN_TOOL, label="trained (bars: all seeds)",
     )  # fmt: skip
     recall.plot(
-        small["parameters"], small["right"] / small["asked"], "*", ms=13, color=IN_TOOL,
+        small["parameters"], small["right"] / small["asked"], "*", ms=13, color=CIRCUIT,
         label="built by hand",
     )  # fmt: skip
     recall.axhline(RECALL, color=CHANCE, lw=1, ls="--")

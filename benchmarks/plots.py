@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from itl_env.files import whole_file
 
-IN_TOOL, IN_WEIGHT, CHANCE = "#1b7f79", "#c8553d", "#888888"
-_COLOURS = {"in-tool": IN_TOOL, "in-weight": IN_WEIGHT, "guessing": CHANCE}
+IN_TOOL, IN_WEIGHT, CHANCE, CIRCUIT = "#1b7f79", "#c8553d", "#888888", "#5b6abf"
+_COLOURS = {"in-tool": IN_TOOL, "in-weight": IN_WEIGHT, "circuit": CIRCUIT}
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -22,8 +22,8 @@ def quickstart_figure(
     results: dict[str, Any], curves: dict[str, list[dict[str, Any]]], path: Path
 ) -> None:
     """Recall of both models on people they know and people they do not; and how they learned."""
-    figure = Figure(figsize=(9, 3.6))
-    bars, learning = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    figure = Figure(figsize=(9.6, 3.6))
+    bars, learning = figure.subplots(1, 2, width_ratios=(1.4, 1))
     _recall_bars(bars, results)
     _learning_curves(learning, results, curves)
     figure.tight_layout(w_pad=2.5)
@@ -60,7 +60,8 @@ def _recall_bars(axes: Axes, results: dict[str, Any]) -> None:
             fontsize=9,
         )
         n = n_trained[agent] if about == "trained on" else results["config"]["n_unseen"]
-        ticks.append(f"{agent}\n{n:,} people\n{about}")
+        name = "built by hand" if agent == "circuit" else agent
+        ticks.append(f"{name}\n{n:,} people\n{about}")
     axes.axhline(100 * guess["recall"], color=CHANCE, lw=1, ls="--", zorder=0)
     axes.annotate(
         "guessing",

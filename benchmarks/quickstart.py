@@ -108,11 +108,15 @@ def quickstart(
         for name, run_config in run_by_name.items()
     ]
     rows = [row for run in asked for row in run["rows"]]
+    parameters = {run["name"]: run["parameters"] for run in asked}
+    with clock("ask the circuit"):
+        row, parameters["circuit"] = ask_circuit(config, run_by_name["in-tool"], track)
+        rows.append(vars(row))
     with clock("guess"):
         rows.append(vars(ask_guesser(config, url)))
     results = {
         "config": settings_of(config),
-        "parameters": {run["name"]: run["parameters"] for run in asked},
+        "parameters": parameters,
         "bits_per_fact": world_entropy(config.n_people, "paper", seed=config.seed).bits_per_fact,
         "rows": rows,
         "machine": machine(),
@@ -299,6 +303,18 @@ def ask(
     )
 
 
+def ask_circuit(
+    config: QuickstartConfig, run_config: "MemoryConfig", track: Track
+) -> tuple[Row, int]:
+    """What the transformer built by hand recalls of the unseen people, and its parameters."""
+    from itl_agents.circuit import CircuitAgent
+
+    task = unseen_task(config, run_config)
+    agent = CircuitAgent(task)
+    row = ask("circuit", "never seen", agent, task, config.n_unseen, track)
+    return row, agent.circuit.n_parameters
+
+
 def ask_guesser(config: QuickstartConfig, url: str) -> Row:
     """What guessing gets on the unseen people: the values most frequent among the others."""
     from itl_agents import NoToolAgent
@@ -341,11 +357,13 @@ def report(results: dict[str, Any]) -> str:
 Two small Llamas of one shape ({results["parameters"]["in-tool"]:,} parameters). One was trained to
 query a database about {n_trained:,} people, its in-weight twin to answer from its weights about
 {config["n_memorised"]}. Both were then asked about {config["n_unseen"]:,} people they had never
-seen, who stand in the database. An answer counts if it is the very value, up to case and space.
-People are asked one question each, about one attribute in turn, or all {len(ATTRIBUTES)} where that
-is at most 1,000 questions. Guessing always answers the value that is most frequent among the people
-trained on. A fact holds {results["bits_per_fact"]:.2f} bits on average, which the in-weight model
-has to store and the in-tool model looks up.
+seen, who stand in the database. The circuit is a transformer whose
+{results["parameters"]["circuit"]:,} weights are written by formulas from the attributes and their
+phrasing (`itl_agents.circuit`): it was not trained at all. An answer counts if it is the very
+value, up to case and space. People are asked one question each, about one attribute in turn, or all
+{len(ATTRIBUTES)} where that is at most 1,000 questions. Guessing always answers the value that is
+most frequent among the people trained on. A fact holds {results["bits_per_fact"]:.2f} bits on
+average, which the in-weight model has to store and the in-tool model looks up.
 Intervals are Wilson's, at 95%, clustered by person where a person is asked more than once.
 
 Seed {config["seed"]}; last checkpoint; {len(ATTRIBUTES)} attributes.

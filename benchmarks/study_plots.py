@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from benchmarks.plots import CHANCE, IN_TOOL, IN_WEIGHT, save
+from benchmarks.plots import CHANCE, CIRCUIT, IN_TOOL, IN_WEIGHT, save
 from benchmarks.reference import (
     AT_MOST,
     BITS_PER_PARAMETER,
@@ -27,8 +27,13 @@ COLOURS = {"in-tool": IN_TOOL, "in-weight": IN_WEIGHT}
 Rows = Sequence[Mapping[str, Any]]
 
 
-def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> None:
-    """Smallest P against facts: ours, the published ones, the fitted line, the theory's bounds."""
+def bounds_figure(
+    minima: Rows, fit: Mapping[str, float] | None, built: Mapping[str, int], path: Path
+) -> None:
+    """Smallest P against facts: ours, the published ones, the fitted line, the theory's bounds.
+
+    built: the size of the circuit that needs no training.
+    """
     figure = Figure(figsize=(7.5, 5))
     axes = figure.subplots()
     for mode, published in (("in-weight", BOUNDS_IN_WEIGHT), ("in-tool", BOUNDS_IN_TOOL)):
@@ -55,10 +60,11 @@ def bounds_figure(minima: Rows, fit: Mapping[str, float] | None, path: Path) -> 
             x, x * BITS_PER_PERSON / len(ATTRIBUTES) / bits, color=CHANCE, lw=1, ls=style,
             label=f"theorem 3.2 at {name.partition(' (')[0]} a parameter",
         )  # fmt: skip
-    axes.axhline(
-        max(BOUNDS_IN_TOOL.values()), color=IN_TOOL, lw=1, ls=":",
-        label="theorem 4.2: no growth (at the largest published size)",
-    )  # fmt: skip
+    for name, what, style in (("parameters", "all", "-"), ("nonzero", "not zero", ":")):
+        axes.axhline(
+            built[name], color=CIRCUIT, lw=1.5, ls=style,
+            label=f"theorem 4.2, built by hand: {built[name]:,} {what}",
+        )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="facts", ylabel="smallest P, parameters")
     axes.set_ylim(bottom=500)
     axes.set_title(f"parameters for a recall of {RECALL}", fontsize=10)

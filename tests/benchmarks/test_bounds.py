@@ -46,12 +46,15 @@ def test_the_bounds_stand_beside_the_published_ones_and_the_theory(
             ("in-weight", 128, 10_000), ("in-weight", 256, 20_000), ("in-tool", 256, 15_000)
         )
     ]  # fmt: skip
-    study_plots.bounds_figure(minima, {"slope": 2.0, "intercept": 5.0}, tmp_path / "bounds.png")
+    fit, built = {"slope": 2.0, "intercept": 5.0}, {"parameters": 900, "nonzero": 700}
+    study_plots.bounds_figure(minima, fit, built, tmp_path / "bounds.png")
     (axes,) = figures[0].axes
     lines = {
         label.partition(", here")[0]: getattr(drawn, "lines", [drawn])[0].get_xydata()
         for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
+    for what, p in (("900 all", 900), ("700 not zero", 700)):
+        assert lines[f"theorem 4.2, built by hand: {what}"][:, 1].tolist() == [p, p]
     assert lines["in-weight"].tolist() == [[128, 10_000], [256, 20_000]]
     assert lines["in-tool"].tolist() == [[256, 15_000]]
     published = {n: p for n, p in BOUNDS_IN_WEIGHT.items() if p is not None}

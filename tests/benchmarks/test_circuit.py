@@ -1,6 +1,7 @@
 """The study of the circuit, small: what it writes, and that its parts measure what they say."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from PIL import Image
@@ -77,13 +78,13 @@ def test_growth_is_fitted_over_the_compact_circuits_of_a_family():
     rows = [
         {
             "family": name,
-            "style": style,
+            "style": s,
             "attributes": n,
             "nonzero": 10 * n + 5,
             "parameters": n * n,
         }
         for name in FAMILIES
-        for style in ("compact", "fenced")
+        for s in ("compact", "fenced")
         for n in (1, 2, 4)
     ]
     said = growth(rows)
@@ -101,7 +102,7 @@ def test_the_distance_is_to_the_smallest_trained_model_that_recalls_enough():
 @pytest.mark.parametrize("family", FAMILIES.values())
 def test_size_grows_no_faster_than_the_theorem_allows(family):
     counts = [size_of(family[:n], "compact") for n in (16, 32, 64)]
-    for smaller, larger in zip(counts, counts[1:], strict=False):
+    for smaller, larger in pairwise(counts):
         assert larger["parameters"] <= 4 * smaller["parameters"]
         assert larger["nonzero"] <= 2.2 * smaller["nonzero"]
         assert larger["blocks"] <= 8

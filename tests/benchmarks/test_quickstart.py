@@ -62,6 +62,7 @@ def test_it_writes_a_table_a_report_and_a_figure(finished: Path) -> None:
     assert {pair: row["asked"] for pair, row in asked.items()} == {
         ("in-tool", "trained on"): 100,
         ("in-tool", "never seen"): 80,
+        ("circuit", "never seen"): 80,
         ("in-weight", "trained on"): 16,
         ("in-weight", "never seen"): 80,
         ("guessing", "never seen"): 80,
@@ -119,7 +120,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(finished: Path, tmp_path: Path) -> Non
     seconds = json.loads((out / "seconds.json").read_text())
     results = quickstart(small(out), lambda line: None, lambda run, row: seen.append(run), note)
     assert "in-tool" not in seen
-    assert set(asked) == {"asking in-weight"}, "what was asked is not asked again"
+    assert set(asked) == {"asking in-weight", "asking circuit"}, "what was asked is not asked again"
     assert results["seconds"]["ask in-tool"] == seconds["ask in-tool"]
     assert results["rows"] == json.loads((finished / "results.json").read_text())["rows"]
 
