@@ -107,7 +107,9 @@ def attention_figure(path: Path) -> None:
 def _letters(axes: Axes, letters: list[str], writes: list[int], title: str) -> None:
     """Letters along both axes: what is looked at, and what is written next."""
     n = len(letters) - 1
-    axes.set_xticks(range(n), letters[:-1], fontsize=5.5, family="monospace", rotation=90)
+    axes.set_xticks(range(n), letters[:-1], fontsize=5.5, family="monospace")
+    for label in axes.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > 1 else 0)  # marks, and letters
     axes.set_yticks(
         writes, [letters[each + 1] for each in writes], fontsize=5.5, family="monospace"
     )

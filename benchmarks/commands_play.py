@@ -79,7 +79,7 @@ def run_play(config: Play) -> None:
 class Rollout(TaskSource):
     """Let an agent play and write its episodes to a file; interrupted, the same command goes on."""
 
-    agent: str  # expert, no-tool, random; a model's folder, .gguf file or hub id; or see --url
+    agent: str  # expert, circuit, no-tool, random; a folder, .gguf file or hub id; or see --url
     url: str = ""  # of an OpenAI-compatible server, such as http://localhost:8000/v1
     """The server's model is then the agent."""
     protocol: bool = False  # tell a model, in a system message, how to query the database

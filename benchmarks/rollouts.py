@@ -22,8 +22,17 @@ from itl_train.run_folder import run_settings
 
 Questions = Literal["one", "all"]
 
+
+def _circuit(task: RecallTask) -> Agent:
+    """The transformer built by hand, for longer names and values than it takes by default."""
+    from itl_agents.circuit import CircuitAgent
+
+    return CircuitAgent(task, max_name_length=300, max_value_length=600)
+
+
 SCRIPTED: Mapping[str, Callable[[RecallTask], Agent]] = {
     "expert": ExpertAgent,
+    "circuit": _circuit,
     "no-tool": NoToolAgent,
     "random": RandomAgent,
 }

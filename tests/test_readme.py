@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks[:2]:
         exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out.split()[-2:] == ["1.0", "True"]
@@ -29,6 +29,8 @@ def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     exec(compile(blocks[3], "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert f"print(prompt, result, reward)  # {printed}" in blocks[3]
+    exec(compile(blocks[5], "README.md", "exec"), {})
+    assert f"print(agent.circuit.n_nonzero, right)  # {capsys.readouterr().out}" in blocks[5]
     assert (tmp_path / "runs" / "trl" / "checkpoint-2").is_dir()
 
 

@@ -186,7 +186,7 @@ def test_rollout_can_ask_for_every_attribute(run, world: str, tmp_path: Path) ->
 
 def test_rollout_leaves_no_file_when_it_fails(run, world: str, tmp_path: Path) -> None:
     for options, said in (
-        (("--agent", "nobody"), "expert, no-tool, random"),
+        (("--agent", "nobody"), "expert, circuit, no-tool, random"),
         (("--agent", tmp_path), "no trained model"),
         (("--agent", "expert", "--start", 400), "none from index 400"),
         (("--agent", "expert", "--attributes", "shoe_size"), "shoe_size"),
