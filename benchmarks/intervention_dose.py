@@ -108,5 +108,7 @@ base + alpha * delta. Deltas have {results["d_new"]} features, beside the base o
 {results["percentile"]:g}. Machine: {on["cpu"]}, {on["cores"]} cores. Preset {results["preset"]},
 seed {results["seed"]}. Columns as in `intervention-layers`.
 
+![shares against alpha](dose.png)
+
 {tables(rows, COLUMNS)}
 """

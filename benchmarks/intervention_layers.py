@@ -77,9 +77,10 @@ def intervention_layers(
     write_rows(paired, config.out / "differences.csv")
     write_rows(rows, config.out / "rows.csv")
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
-    from benchmarks.intervention_plots import layers_figure
+    from benchmarks.intervention_plots import differences_figure, layers_figure
 
     layers_figure(rows, config.out / "layers.png")
+    differences_figure(paired, config.out / "differences.png")
     text = report(results)
     write_text(config.out / "report.md", text)
     tell(text)
@@ -193,6 +194,8 @@ of all rows of a subset, with Wilson's 95% intervals; cross-entropy is that of t
 a token. `tool_call`: the output begins with a call; `valid_format`: it is one and nothing else;
 `math_correct`: that comes to the right value; `exact`: it is the target.
 
+![shares against the layer](layers.png)
+
 {tables(rows, COLUMNS)}
 
 ## What `full` has more than the others
@@ -200,6 +203,8 @@ a token. `tool_call`: the output begins with a call; `valid_format`: it is one a
 Over the same rows, with 95% intervals of paired differences. A delta repairs what the base leaves
 of any model, and adds what fine-tuning has changed: the latter is its difference from the
 `untuned delta`, which repairs only.
+
+![what full has more, on unseen words](differences.png)
 
 | layer | less | subset | {" | ".join(PAIRED)} |
 |---|---|---|{"---:|" * len(PAIRED)}

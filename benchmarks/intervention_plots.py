@@ -80,6 +80,37 @@ def layers_figure(rows: Rows, path: Path) -> None:
     save(figure, path)
 
 
+def differences_figure(paired: Rows, path: Path) -> None:
+    """What `full` has more than each other condition on unseen words, in points, by layer."""
+    figure = Figure(figsize=(5.2 * len(METRICS), 3.6))
+    layers = sorted({row["layer"] for row in paired})
+    others = [name for name in COLOURS if name != "full"]
+    for axes, metric in zip(figure.subplots(1, len(METRICS), sharey=True), METRICS, strict=True):
+        axes.axhline(0, color="black", lw=1, ls=":")
+        for place, name in enumerate(others):
+            own = {
+                row["layer"]: row
+                for row in paired
+                if (row["less"], row["subset"]) == (name, "tool_ood")
+            }
+            shift = (place - (len(others) - 1) / 2) * 0.14
+            values = [100 * row[metric] for row in own.values()]
+            below = [100 * (row[metric] - row[f"{metric}_low"]) for row in own.values()]
+            above = [100 * (row[f"{metric}_high"] - row[metric]) for row in own.values()]
+            axes.errorbar(
+                [layers.index(layer) + shift for layer in own], values, yerr=[below, above],
+                fmt="o", ms=5, capsize=3, color=COLOURS[name], label=name,
+            )  # fmt: skip
+        axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+        axes.set(xlabel="layer whose MLP is replaced", title=f"{metric}, tool_ood")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("full less the other, points")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=8)
+    save(figure, path)
+
+
 def dose_figure(rows: Rows, path: Path) -> None:
     """Calls and exact outputs of each subset against alpha, for each layer."""
     layers = sorted({row["layer"] for row in rows})

@@ -76,6 +76,7 @@ def test_every_cell_is_measured_and_every_figure_drawn(place):
     found = pd.read_csv(place / "intervention-dose/rows.csv")
     assert sorted(set(found["alpha"])) == [0, 0.25, 0.5, 0.75, 1, 1.5]
     for figure in ("transcoder-validation/heat", "intervention-layers/layers",
+                   "intervention-layers/differences",
                    "intervention-dose/dose"):  # fmt: skip
         assert (place / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
     for name in STUDIES:
