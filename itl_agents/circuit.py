@@ -123,11 +123,13 @@ class Program:
 class Scripts:
     """All programs, and where in a script each of their letters stands.
 
-    Letters of a program are numbered from 1 without name and value. Calls leave out numbers behind
-    the attribute, so that what follows it stands at the same numbers in all of them.
+    Letters of a program are numbered from 1 without name and value. Calls jump over numbers behind
+    the attribute, so that what follows it stands at the same numbers in all of them. As the square
+    of a number is looked up at that place of the dialogue, they do not if this place may not be
+    there yet: where one attribute's name is much longer than the question for another.
 
     widest: letters before the name in a call, at most. ending: how many of them, from the last, are
-    the same in all calls. articles: whether an article hangs on a value.
+    the same in all calls. jumps: whether calls jump. articles: whether an article hangs on a value.
     """
 
     def __init__(self, phrasing: Mapping[str, Phrasing], style: Style) -> None:
@@ -137,6 +139,14 @@ class Scripts:
         self.widest = max(map(len, leads))
         backwards = zip(*(lead[::-1] for lead in leads), strict=False)
         self.ending = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, backwards))
+        shortest = {
+            each: len("".join(phrasing[each].around_name).encode()) + 1 for each in phrasing
+        }
+        self.jumps = all(
+            self.widest - len(each.lead) <= shortest[each.attribute]
+            for each in every
+            if not each.answers
+        )
         self.articles = any(each.vowel for each in every)
 
     def numbered(self, attribute: str) -> list[tuple[int, Program]]:
@@ -147,10 +157,10 @@ class Scripts:
         """For each number in a script, from 1, the token that programs have there."""
         found: dict[int, dict[int, int]] = {}
         for number, each in enumerate(self.programs, 1):
-            jump = 0 if each.answers else self.widest - len(each.lead)
+            jump = self.widest - len(each.lead) if self.jumps and not each.answers else 0
             for n, letter in enumerate([*each.lead, *each.middle, *each.tail], 1):
-                jumps = n > len(each.lead) - self.ending
-                found.setdefault(n + jump * jumps, {})[number] = letter
+                behind = n > len(each.lead) - self.ending
+                found.setdefault(n + jump * behind, {})[number] = letter
         return [found.get(n, {}) for n in range(1, max(found) + 1)]
 
 
@@ -183,7 +193,9 @@ def build_circuit(
     Raises ConfigError for dialogues longer than `MAX_LENGTH` tokens, and for phrasings of which too
     many fit the same questions.
     """
-    phrasing = phrasing or phrasings(tuple(attributes))
+    phrasing = phrasings(tuple(attributes)) if phrasing is None else phrasing
+    if missing := [attribute for attribute in attributes if attribute not in phrasing]:
+        raise ConfigError(f"The attribute {missing[0]!r} has no phrasing.")
     words = {attribute: phrasing[attribute] for attribute in attributes}
     if not words or min(max_name_length, max_value_length) < 1:
         raise ConfigError("A circuit needs an attribute, and room for a name and a value.")
@@ -314,13 +326,11 @@ def _counting(scripts: Scripts) -> Plan:
     signs = (1, -1, 1, -1)
     inside = [FAR * shift, FAR * shift, -FAR * middle, -FAR * middle]
     out = 2.0 ** len(scripts.letters()).bit_length()  # more than any number in a script
-    behind_attribute = out * (offset - lead + scripts.ending - FAR * answering)
-    units = [
-        Unit(offset, script),
-        # The jump: min(out n, widest - lead) = relu(out n) - relu(out n - (widest - lead)).
-        Unit(behind_attribute, script),
-        Unit(behind_attribute - scripts.widest + lead, -1 * script),
-    ]
+    units = [Unit(offset, script)]
+    if scripts.jumps:  # by min(out n, widest - lead) = relu(out n) - relu(out n - (widest - lead))
+        behind = out * (offset - lead + scripts.ending - FAR * answering)
+        units.append(Unit(behind, script))
+        units.append(Unit(behind - scripts.widest + lead, -1 * script))
     for bound, sign, gate in zip(bounds, signs, inside, strict=True):
         behind = offset - bound
         opens = sign * (gate - out * script)  # no text while something is copied

@@ -24,7 +24,7 @@ from itl_agents.nanollama import ByteTokenizer, generate
 from itl_agents.render import render
 from itl_agents.scripted import read_question
 from itl_env import FactDatabase, RecallTask, Vocabulary, people
-from itl_env.dialogue import Message, Phrasing, lookup_query
+from itl_env.dialogue import Message, Phrasing, lookup_query, phrasings
 from itl_env.errors import ConfigError
 from itl_env.facts import ATTRIBUTES
 
@@ -207,7 +207,7 @@ TEMPLATES = st.tuples(st.text("ab", max_size=4), st.text("ab", max_size=4))
 )
 def test_any_phrasings_are_told_apart(templates, names):
     words = {
-        f"attribute_{n}": Phrasing(f"{before}{{name}}{after}", "{name} has {value}.")
+        "attribute"[: 1 + 4 * n]: Phrasing(f"{before}{{name}}{after}", "{name} has {value}.")
         for n, (before, after) in enumerate(templates)
     }
     questions = [each.ask(name) for each in words.values() for name in names]
@@ -223,6 +223,13 @@ def test_any_phrasings_are_told_apart(templates, names):
 def test_one_letter_tells_the_four_attributes_apart():
     heads = build_circuit(ATTRIBUTES).config.heads[1]
     assert [name for name in heads if name.startswith("letter")] == ["letter 7 from the start"]
+
+
+def test_a_short_question_and_a_long_attribute():
+    rows = [{"name": "X", "a": "1", "b" * 45: "2"}, {"name": "Y", "a": "3", "b" * 45: "4"}]
+    for style in STYLES:
+        task = task_of(rows, style=style)
+        assert [e.reward for e in rollout(CircuitAgent(task), task, task.facts())] == [1.0] * 4
 
 
 def test_what_looks_like_a_question_without_a_name_is_refused():
@@ -355,3 +362,5 @@ def test_dialogues_too_long_for_whole_numbers_in_float32_are_refused():
         build_circuit(ATTRIBUTES, max_name_length=1_300)
     with pytest.raises(ConfigError, match="needs an attribute"):
         build_circuit(())
+    with pytest.raises(ConfigError, match="'b' has no phrasing"):
+        build_circuit(("a", "b"), phrasings(("a",)))
