@@ -17,7 +17,11 @@ from itl_env.dialogue import Message, Role, lookup_query, phrasing
 from itl_env.facts import ATTRIBUTES
 
 DIALOGUE = ("occupation", "Ann Lee", "actor")
-MARKS = {256: "[user]", 257: "[turn]", 258: "[call ends]", 259: "[end]"}
+TOKENS = ByteTokenizer()
+MARKS = {
+    TOKENS.user_id: "[user]", TOKENS.assistant_id: "[turn]", TOKENS.database_id: "[call ends]",
+    TOKENS.end_id: "[end]",
+}  # fmt: skip
 
 
 def circuit_figure(result: Mapping[str, Any], path: Path) -> None:
@@ -81,7 +85,7 @@ def attention_figure(path: Path) -> None:
     said = (words.ask(name), lookup_query(attribute, name), value, words.state(name, value))
     roles: tuple[Role, ...] = ("user", "assistant", "database", "assistant")
     messages = [Message(role, text) for role, text in zip(roles, said, strict=True)]
-    rendered = render_messages(messages, ByteTokenizer())
+    rendered = render_messages(messages, TOKENS)
     ids = rendered.input_ids[:-1]
     writes = [place for place, label in enumerate(rendered.labels[1:]) if label != IGNORED]
     circuit = build_circuit(ATTRIBUTES)

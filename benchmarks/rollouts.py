@@ -21,22 +21,23 @@ from itl_train.models import find_checkpoint, is_nanollama
 from itl_train.run_folder import run_settings
 
 Questions = Literal["one", "all"]
+LONG_NAME, LONG_VALUE = 300, 600  # bytes, of what a circuit is built for by its name
 
 
 def _circuit(task: RecallTask) -> Agent:
     """The transformer built by hand, for longer names and values than it takes by default."""
     from itl_agents.circuit import CircuitAgent
 
-    return CircuitAgent(task, max_name_length=300, max_value_length=600)
+    return CircuitAgent(task, max_name_length=LONG_NAME, max_value_length=LONG_VALUE)
 
 
-SCRIPTED: Mapping[str, Callable[[RecallTask], Agent]] = {
+BUILT_IN: Mapping[str, Callable[[RecallTask], Agent]] = {
     "expert": ExpertAgent,
     "circuit": _circuit,
     "no-tool": NoToolAgent,
     "random": RandomAgent,
 }
-TOOL_SCRIPTED: Mapping[str, Callable[[ToolCallTask], Agent]] = {
+TOOL_BUILT_IN: Mapping[str, Callable[[ToolCallTask], Agent]] = {
     "expert": ToolExpert,
     "direct": lambda task: DirectAgent(),
 }
@@ -63,7 +64,7 @@ def make_agent(
     Raises ConfigError if it is none, reads no such message, or the model cannot play the task.
     """
     scripted: Mapping[str, Callable[[Any], Agent]]
-    scripted = SCRIPTED if isinstance(task, RecallTask) else TOOL_SCRIPTED
+    scripted = BUILT_IN if isinstance(task, RecallTask) else TOOL_BUILT_IN
     if name in scripted:
         if system:
             raise ConfigError(f"The agent {name} reads no system message; leave out --protocol.")

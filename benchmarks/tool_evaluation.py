@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.rollouts import TOOL_SCRIPTED, make_agent, quoted
+from benchmarks.rollouts import TOOL_BUILT_IN, make_agent, quoted
 from benchmarks.statistics import percent, wilson
 from itl_agents.agent import Agent, rollout
 from itl_agents.hub import check_model, fingerprint
@@ -69,8 +69,8 @@ class Measured:
         Raises ConfigError if there is no such model, or no samples are named.
         """
         run: dict[str, Any] = {}
-        if model not in TOOL_SCRIPTED:
-            check_model(model, among=TOOL_SCRIPTED)
+        if model not in TOOL_BUILT_IN:
+            check_model(model, among=TOOL_BUILT_IN)
             run = run_settings(Path(model))
         data = self.data or run.get("data", "")
         if not data:

@@ -24,8 +24,9 @@ are corners of it, so that, for whole numbers,
 - a ReLU recognises n: 1 - (n - c)^2 is 1 where n is c, and 0 or less elsewhere;
 - a logit decodes n: 2 n t - t^2 is largest for the token t = n, by 1 at least.
 
-One trick so serves for tokens, places, programs and counts. All its numbers are whole, and float32
-holds them exactly: softmax, made sharp enough, gives 1 to one place and 0 to all others, and the
+One trick so serves for tokens, places, programs and counts. All its numbers are whole, and so
+small that float32 holds them and their sums exactly; this bounds dialogues to 4,096 tokens, and is
+checked for phrasings. Softmax, made sharp enough, gives 1 to one place and 0 to all others, and the
 largest logit is 1 above the next. The width of the stream depends neither on the number of names
 nor, but for the letters that must be read, on that of the attributes; the hidden units of the last
 block grow with the text of all programs.
@@ -48,7 +49,7 @@ import torch
 
 from itl_agents.agent import Conversation
 from itl_agents.circuit_model import Circuit, Head, Linear, Plan, Unit, constant, register
-from itl_agents.circuit_questions import Letter, readings, unreadable
+from itl_agents.circuit_questions import MOST_ALIKE, Letter, Reading, readings, unreadable
 from itl_agents.nanollama.agent import NanoLlamaAgent
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import IGNORED, Rendered
@@ -56,6 +57,7 @@ from itl_agents.scripted import read_question
 from itl_env.dialogue import (
     ERROR_PREFIX,
     NO_RESULT,
+    VOWELS,
     Phrasing,
     Style,
     call_text,
@@ -65,21 +67,24 @@ from itl_env.dialogue import (
 from itl_env.episode import Completion
 from itl_env.errors import ConfigError, ITLError
 from itl_env.recall import RecallTask
+from itl_env.text import unstorable
 
 SHARP = 128.0
 """What scores are multiplied by: a place that is off by one gets exp(-128) of the attention, which
 is 0 in float32."""
 MAX_LENGTH = 2**12
-"""Tokens up to which squares of places are whole numbers that float32 holds."""
+"""Tokens up to which float32 holds the squares of places."""
+WHOLE = 2**24
+"""Up to it, float32 holds every whole number."""
 FAR = 2.0 * MAX_LENGTH
 """Farther than any place: what is to look at nothing looks before the dialogue, at its first mark,
 which carries a 0."""
 
-# Numbers of tokens: bytes are their own, and marks lie around them. That of an assistant's turn is
-# the largest, so that a head finds it; likewise the end of a call is the smallest, and the mark
-# that opens the dialogue, which stands in for a call that is not there, the smallest but for it.
+# Numbers of tokens, which are not their ids: bytes are their own, and marks lie around them. That
+# of an assistant's turn is the largest, so that a head finds it; likewise the end of a call is the
+# smallest, and the mark that opens the dialogue, which stands in for a call that is not there, the
+# smallest but for it.
 CALL_ENDS, OPENS, DIALOGUE_ENDS, TURN_BEGINS = -2, -1, 256, 257
-VOWELS = b"aeiouAEIOU"
 
 token, token_squared = register("token"), register("token^2")
 place, place_squared = register("place"), register("place^2")
@@ -91,8 +96,9 @@ vowel = register("vowel")  # in that turn: whether the value begins with one
 program, program_squared = register("program"), register("program^2")
 lead = register("lead")  # letters before the name, in this turn
 around = register("around")  # letters around the name in the question, and its two marks
-middle = register("middle")  # letters between name and value, in this turn
-shift = register("shift")  # from the place in this turn to the name's in the question
+# Until block 3 adds FAR to both, except while name or value are copied: letters between name and
+# value in this turn, and from the place in this turn to that of the name in the question.
+middle, shift = register("middle"), register("shift")
 name_length = register("name length")
 script, script_squared = register("script"), register("script^2")  # the place in fixed text
 written = register("written")  # the next token, and 1
@@ -124,9 +130,10 @@ class Scripts:
     """All programs, and where in a script each of their letters stands.
 
     Letters of a program are numbered from 1 without name and value. Calls jump over numbers behind
-    the attribute, so that what follows it stands at the same numbers in all of them. As the square
-    of a number is looked up at that place of the dialogue, they do not if this place may not be
-    there yet: where one attribute's name is much longer than the question for another.
+    the attribute, so that " FOR " stands at the same numbers in "FIND pet FOR " and "FIND mother
+    FOR ", and takes one set of units. The square of a number is looked up at that place of the
+    dialogue; so calls do not jump where one attribute's name is so much longer than the question
+    for another that the dialogue may still be shorter.
 
     widest: letters before the name in a call, at most. ending: how many of them, from the last, are
     the same in all calls. jumps: whether calls jump. articles: whether an article hangs on a value.
@@ -139,9 +146,7 @@ class Scripts:
         self.widest = max(map(len, leads))
         backwards = zip(*(lead[::-1] for lead in leads), strict=False)
         self.ending = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, backwards))
-        shortest = {
-            each: len("".join(phrasing[each].around_name).encode()) + 1 for each in phrasing
-        }
+        shortest = {name: len(_bytes(words.ask(""))) + 1 for name, words in phrasing.items()}
         self.jumps = all(
             self.widest - len(each.lead) <= shortest[each.attribute]
             for each in every
@@ -167,14 +172,23 @@ class Scripts:
 def _programs(attribute: str, phrasing: Phrasing, style: Style) -> Iterator[Program]:
     """The call and the answer; two answers where an article depends on the value."""
     head, named, between, tail, article = phrasing.pieces
-    before, after = call_text(lookup_query(attribute, "\0"), style).encode().split(b"\0")
-    yield Program(attribute, False, before, True, [*after, CALL_ENDS])
+    query = lookup_query(attribute, "")
+    before, query, after = call_text(query, style).partition(query)
+    yield Program(attribute, False, _bytes(before + query), True, [*_bytes(after), CALL_ENDS])
     articles: Mapping[str, bool | None] = {"an ": True, "a ": False} if article else {"": None}
     for word, begins in articles.items():
         yield Program(
-            attribute, True, head.encode(), named, (between + word).encode(),
-            [*tail.encode(), DIALOGUE_ENDS], begins,
+            attribute, True, _bytes(head), named, _bytes(between + word),
+            [*_bytes(tail), DIALOGUE_ENDS], begins,
         )  # fmt: skip
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; raises ConfigError for a lone surrogate, which has none."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"The phrasing {text!r} holds a lone surrogate.") from None
 
 
 def build_circuit(
@@ -190,8 +204,9 @@ def build_circuit(
     phrasing: of each attribute; by default those of `itl_env.dialogue`. max_name_length,
     max_value_length: bytes; they bound the length of a dialogue, not the weights.
 
-    Raises ConfigError for dialogues longer than `MAX_LENGTH` tokens, and for phrasings of which too
-    many fit the same questions.
+    Raises ConfigError for dialogues longer than `MAX_LENGTH` tokens, for phrasings of which too
+    many fit the same questions, and for so much text to read or so many attributes that sums would
+    not be exact.
     """
     phrasing = phrasings(tuple(attributes)) if phrasing is None else phrasing
     if missing := [attribute for attribute in attributes if attribute not in phrasing]:
@@ -201,7 +216,7 @@ def build_circuit(
         raise ConfigError("A circuit needs an attribute, and room for a name and a value.")
     scripts = Scripts(words, style)
     n_letters = len(scripts.letters())
-    questions = [len("".join(each.around_name).encode()) for each in words.values()]
+    questions = [len(_bytes(each.ask(""))) for each in words.values()]
     length = 2 * n_letters + max(questions) + 3 * max_name_length + 2 * max_value_length + 3
     if length > MAX_LENGTH:
         raise ConfigError(
@@ -260,7 +275,7 @@ def _letter(letter: Letter) -> tuple[Linear, Linear]:
 
 
 def _marks(scripts: Scripts) -> Plan:
-    """Block 1. Farther marks matter less than that they are marks: places are below FAR."""
+    """Block 1. Of all tokens the marks agree most, and of equal marks the first or the last."""
 
     def towards(number_weight: float, place_weight: float) -> dict[str, tuple[Linear, Linear]]:
         query = (constant(SHARP * number_weight), constant(SHARP * place_weight))
@@ -275,14 +290,19 @@ def _marks(scripts: Scripts) -> Plan:
     behind_call = FAR * (place - called - 1)
     units = [
         Unit(1 + is_number(token, token_squared, letter) - behind_call, vowel)
-        for letter in (VOWELS if scripts.articles else b"")
+        for letter in ((VOWELS + VOWELS.upper()).encode() if scripts.articles else b"")
     ]
     return Plan(heads, units)
 
 
 def _reading(scripts: Scripts, words: Mapping[str, Phrasing]) -> Plan:
-    """Block 2."""
+    """Block 2.
+
+    A unit fires for each program of each reading that fits. Where several fit, their signs leave
+    what the one that is meant writes (see `circuit_questions.Reading`).
+    """
     how = readings(words)
+    _check_sums(how, len(scripts.programs))
     heads = []
     for letter in dict.fromkeys(letter for reading in how for letter in reading.letters):
         where = constant(letter.n) if letter.side == "start" else asked - letter.n
@@ -315,24 +335,46 @@ def _reading(scripts: Scripts, words: Mapping[str, Phrasing]) -> Plan:
     return Plan(heads, units)
 
 
+def _check_sums(how: Sequence[Reading], n_programs: int) -> None:
+    """Raise ConfigError if block 2 would add up numbers beyond what float32 holds exactly."""
+    # Of (letter - c)^2, sums may reach twice that of c^2 on the way.
+    read = max(sum(c * c for c in each.letters.values()) for each in how)
+    # All readings of a question fire at once, and write squares of their programs' numbers.
+    at_once = 2**MOST_ALIKE * n_programs**2
+    for what, most in (("text around the name", 2 * read), ("attributes", at_once)):
+        if most > WHOLE:
+            raise ConfigError(
+                f"There is too much to tell apart ({what}) for a circuit in float32; use shorter "
+                "phrasings, or fewer attributes."
+            )
+
+
 def _counting(scripts: Scripts) -> Plan:
-    """Block 3. Of a turn without a name the length is 0, for `around` is FAR."""
+    """Block 3. Of a turn without a name the length is 0, for `around` is FAR.
+
+    Where the next token is one of the name, `shift` stays what it was, else it becomes FAR less;
+    where it is one of the value, `middle` stays, else it becomes FAR more: the copying heads then
+    look before the dialogue. In either case `script` leaves the numbers that texts have; elsewhere
+    it is the place in this turn without what was copied, and behind a call's attribute the jump.
+    """
     head = Head("end of name", **looks_at(asked - around), value=[place], adds=[name_length])
     name_ends = lead + name_length
     value_begins = name_ends + middle
     value_ends = value_begins + turn - called - 1
-    # How far behind each of four ends the next token is, if it is; and whether it is.
-    bounds = (lead, name_ends, value_begins, value_ends)
-    signs = (1, -1, 1, -1)
-    inside = [FAR * shift, FAR * shift, -FAR * middle, -FAR * middle]
+    # Of each of four ends: what is added to the gate behind it.
+    in_name, in_value = FAR * shift, -FAR * middle
+    ends = (
+        (lead, 1, in_name), (name_ends, -1, in_name),
+        (value_begins, 1, in_value), (value_ends, -1, in_value),
+    )  # fmt: skip
     out = 2.0 ** len(scripts.letters()).bit_length()  # more than any number in a script
     units = [Unit(offset, script)]
     if scripts.jumps:  # by min(out n, widest - lead) = relu(out n) - relu(out n - (widest - lead))
         behind = out * (offset - lead + scripts.ending - FAR * answering)
         units.append(Unit(behind, script))
         units.append(Unit(behind - scripts.widest + lead, -1 * script))
-    for bound, sign, gate in zip(bounds, signs, inside, strict=True):
-        behind = offset - bound
+    for end, sign, gate in ends:
+        behind = offset - end
         opens = sign * (gate - out * script)  # no text while something is copied
         # relu(n) - relu(n - 1) is 1 for a whole number n above 0, else 0.
         units.append(Unit(behind, opens - sign * script))
@@ -385,6 +427,10 @@ class CircuitAgent(NanoLlamaAgent):
 
     max_name_length, max_value_length: bytes.
 
+    What the circuit writes, it writes by itself; but whether it was built for what it is asked is
+    checked before, by the phrasings and by counting bytes. A value that is spelt like the reply
+    without one, or like an error, counts as none.
+
     Raises ConfigError for a task that is not played by one query of the dialect `lookup`, and see
     `build_circuit`.
     """
@@ -411,7 +457,8 @@ class CircuitAgent(NanoLlamaAgent):
         """See `Agent.respond`.
 
         Raises OutsideFamily for what the circuit was not built for: a question about another
-        attribute or a longer name, a longer value, or a reply without one.
+        attribute or a longer name, a longer value, a reply without one, or a second query. One such
+        conversation ends them all.
         """
         for talk in conversations:
             self._check([message.content for message in talk.messages])
@@ -427,19 +474,22 @@ class CircuitAgent(NanoLlamaAgent):
             raise OutsideFamily(
                 f"The question {question!r} looks like one of another attribute without a name."
             )
-        name, n_bytes = reading[1], len(reading[1].encode(errors="backslashreplace"))
-        if n_bytes > self.max_name_length:
-            raise OutsideFamily(
-                f"The name {name!r} has {n_bytes} bytes, more than the {self.max_name_length} that "
-                "the circuit was built for; raise max_name_length."
-            )
+        self._check_length("name", reading[1], self.max_name_length)
         if len(said) == 1:
             return
+        if len(said) > 3:
+            raise OutsideFamily("A circuit answers after its first query.")
         reply = said[-1]
-        if len(said) > 3 or reply == NO_RESULT or reply.startswith(ERROR_PREFIX):
-            raise OutsideFamily(f"The reply {reply!r} to {said[-2]!r} holds no value.")
-        if (n_bytes := len(reply.encode(errors="backslashreplace"))) > self.max_value_length:
+        if reply == NO_RESULT or reply.startswith(ERROR_PREFIX):
+            raise OutsideFamily(f"The reply {reply!r} to {said[1]!r} holds no value.")
+        self._check_length("value", reply, self.max_value_length)
+
+    @staticmethod
+    def _check_length(what: str, text: str, most: int) -> None:
+        if unstorable(text) == "a lone surrogate":
+            raise OutsideFamily(f"The {what} {text!r} holds a lone surrogate.")
+        if (n_bytes := len(text.encode())) > most:
             raise OutsideFamily(
-                f"The value {reply!r} has {n_bytes} bytes, more than the {self.max_value_length} "
-                "that the circuit was built for; raise max_value_length."
+                f"The {what} {text!r} has {n_bytes} bytes, more than the {most} that the circuit "
+                f"was built for; raise max_{what}_length."
             )

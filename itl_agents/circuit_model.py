@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from itl_agents.nanollama.cache import KVCache, Past, pasts
 
 D_HEAD = 2
+MOST_WEIGHTS = 2**25
+"""Of attention that a block may hold at once: 128 MB."""
 ONE = ""
 """The name of the constant 1 among the terms of a sum; its weight is a bias."""
 
@@ -255,8 +257,8 @@ class Circuit(nn.Module):
 
     @property
     def tokens_at_once(self) -> int:
-        """How many tokens go through the model together without costing more each."""
-        return 2**14
+        """How many tokens go through the model together, for attention to fit into memory."""
+        return max(1, MOST_WEIGHTS // (self.config.max_length * max(map(len, self.config.heads))))
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None

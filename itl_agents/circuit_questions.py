@@ -15,7 +15,8 @@ from typing import NamedTuple
 from itl_env.dialogue import Phrasing
 from itl_env.errors import ConfigError
 
-MOST_READINGS = 10_000
+MOST_ALIKE = 5
+"""Attributes that one question may fit."""
 
 
 class Letter(NamedTuple):
@@ -79,7 +80,12 @@ def _letters_read(
     fixed: Mapping[str, Mapping[Letter, int]], alike: set[frozenset[str]]
 ) -> set[Letter]:
     """Few letters that tell every pair of attributes apart as well as that can be done."""
-    read = {letter for pair in alike for letter in _alone(*(fixed[name] for name in pair))}
+    # Of those that differ nowhere, all that is fixed in one of them only.
+    read = {
+        letter
+        for one, other in map(tuple, alike)
+        for letter in fixed[one].keys() ^ fixed[other].keys()
+    }
     left = [
         differences
         for one, other in combinations(fixed, 2)
@@ -95,22 +101,15 @@ def _letters_read(
     return read
 
 
-def _alone(one: Mapping[Letter, int], other: Mapping[Letter, int]) -> set[Letter]:
-    """Letters that are fixed in one of them only."""
-    return set(one.keys() ^ other.keys())
-
-
 def _cliques(names: Sequence[str], alike: set[frozenset[str]]) -> Iterator[tuple[str, ...]]:
     """Every set of names that are alike pair by pair; single names are such sets."""
     waiting: list[tuple[str, ...]] = [(name,) for name in names]
-    n = 0
     while waiting:
         group = waiting.pop()
-        n += 1
-        if n > MOST_READINGS:
+        if len(group) > MOST_ALIKE:
             raise ConfigError(
-                f"Too many questions can be read in several ways, such as by {', '.join(group)}; "
-                "give phrasings of their own that differ in a fixed word."
+                f"A question can be read in too many ways: by {', '.join(group)}; give phrasings "
+                "of their own that differ in a fixed word."
             )
         yield group
         waiting += [

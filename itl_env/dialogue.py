@@ -31,6 +31,8 @@ DIALECTS: tuple[Dialect, ...] = ("lookup", "sql")
 FENCED_LEAD = "To answer this question, I will send a request to the database:\n"
 NO_RESULT = "no result"
 """The database's ordinary reply to a query that matches nothing."""
+VOWELS = "aeiou"
+"""First letters, of either case, that take the article "an"."""
 ERROR_PREFIX = "error: "
 """What the reply to an action that could not be carried out begins with."""
 
@@ -44,7 +46,7 @@ class Message(NamedTuple):
 
 def with_article(noun: str) -> str:
     """Put `a` or `an` before a noun, by its first letter: "an actor", "a baker"."""
-    return f"{'an' if noun[:1].lower() in 'aeiou' and noun else 'a'} {noun}"
+    return f"{'an' if noun[:1].lower() in VOWELS and noun else 'a'} {noun}"
 
 
 def _split(template: str, fields: tuple[str, ...]) -> list[str]:

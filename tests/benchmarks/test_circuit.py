@@ -17,7 +17,6 @@ from benchmarks.circuit import (
     sampled,
     size_of,
 )
-from itl_env.facts import people
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +28,8 @@ def study(tmp_path_factory):
 
 def test_every_answer_is_right_and_every_margin_one(study):
     _, result, said = study
-    assert {(row["right"], row["margin"]) for row in result["recalls"]} <= {
-        (row["asked"], 1.0) for row in result["recalls"]
-    }
+    assert all(row["right"] == row["asked"] > 0 for row in result["recalls"])
+    assert all(row["margin"] == 1.0 for row in result["recalls"])
     assert {row["style"] for row in result["recalls"]} == {"compact", "fenced"}
     assert {row["attributes"] for row in result["recalls"]} == {1, 4, 16}
     assert "the paper's world, compact: 100.0%" in said[0]
@@ -57,8 +55,6 @@ def test_the_size_is_the_same_for_any_number_of_names(study):
 def test_people_are_sampled_from_the_whole_world():
     row = sampled(10_000_000, 20)
     assert row["asked"] == row["names"] == row["right"] == 20
-    far = next(people(1, 0, "large", start=9_999_999))
-    assert far.name  # the last of the world is there to be drawn
 
 
 def test_names_that_are_any_text_are_what_they_are_said_to_be():

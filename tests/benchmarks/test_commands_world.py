@@ -129,6 +129,7 @@ def test_play_takes_piped_lines(world: str) -> None:
     [
         ("expert", "in-tool", "100.0%"),
         ("expert", "in-weight", "100.0%"),
+        ("circuit", "in-tool", "100.0%"),
         ("no-tool", "in-tool", None),
         ("random", "in-tool", None),
     ],

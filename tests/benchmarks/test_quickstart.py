@@ -70,6 +70,7 @@ def test_it_writes_a_table_a_report_and_a_figure(finished: Path) -> None:
     for row in results["rows"]:
         assert 0 <= row["recall_low"] <= row["recall"] <= row["recall_high"] <= 1
     assert asked["in-weight", "never seen"]["queried"] == 0
+    assert asked["circuit", "never seen"]["right"] == 80
     assert results["bits_per_fact"] == pytest.approx(7.81, abs=0.01)
     report = (finished / "report.md").read_text()
     assert results["machine"]["cpu"] in report
@@ -120,7 +121,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(finished: Path, tmp_path: Path) -> Non
     seconds = json.loads((out / "seconds.json").read_text())
     results = quickstart(small(out), lambda line: None, lambda run, row: seen.append(run), note)
     assert "in-tool" not in seen
-    assert set(asked) == {"asking in-weight", "asking circuit"}, "what was asked is not asked again"
+    assert set(asked) == {"asking in-weight", "asking circuit"}, (
+        "of trained models, what was asked is not asked again"
+    )
     assert results["seconds"]["ask in-tool"] == seconds["ask in-tool"]
     assert results["rows"] == json.loads((finished / "results.json").read_text())["rows"]
 

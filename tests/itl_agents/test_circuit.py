@@ -24,7 +24,7 @@ from itl_agents.nanollama import ByteTokenizer, generate
 from itl_agents.render import render
 from itl_agents.scripted import read_question
 from itl_env import FactDatabase, RecallTask, Vocabulary, people
-from itl_env.dialogue import Message, Phrasing, lookup_query, phrasings
+from itl_env.dialogue import Message, Phrasing, phrasings
 from itl_env.errors import ConfigError
 from itl_env.facts import ATTRIBUTES
 
@@ -50,7 +50,7 @@ def task_of(rows, **settings) -> RecallTask:
 
 def say(agent: CircuitAgent, *dialogues: tuple[str, ...]) -> list[tuple[str, str | None]]:
     """What the agent writes after questions, or after question, call and reply."""
-    roles = ("user", "assistant", "database")
+    roles = ("user", "assistant", "database", "assistant", "database")
     talks = [Conversation(tuple(map(Message, roles, said)), (), 0) for said in dialogues]
     written = agent.respond(talks)
     assert all(done.finish_reason == "stop" for done in written)
@@ -200,27 +200,62 @@ def test_a_question_with_several_readings_is_read_as_the_expert_reads_it(
     assert [text for text, _ in say(mixed_agent, *((q,) for q in questions))] == expected
 
 
-TEMPLATES = st.tuples(st.text("ab", max_size=4), st.text("ab", max_size=4))
+# Of phrasings: all that tells attributes apart, or fails to; braces are those of text.
+FRAGMENTS = [
+    "a",
+    "b",
+    "ab",
+    "é",
+    "李",
+    " ",
+    "?",
+    "{{",
+    "}}",
+    "FOR",
+    "FIND ",
+    "an ",
+    "A",
+    "\n",
+    "'s",
+]
+
+
+@st.composite
+def any_phrasing(draw) -> Phrasing:
+    def words(most: int) -> str:
+        return "".join(draw(st.lists(st.sampled_from(FRAGMENTS), max_size=most)))
+
+    named = draw(st.sampled_from(["{name}", ""]))
+    value = draw(st.sampled_from(["{value}", "{a_value}"]))
+    question = f"{words(4)}{{name}}{words(4)}"
+    return Phrasing(question, f"{words(3)}{named}{words(3)}{value}{words(3)}")
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(TEMPLATES, min_size=2, max_size=4, unique=True),
-    st.lists(st.text("ab", min_size=1, max_size=6), min_size=1, max_size=6),
+    st.lists(any_phrasing(), min_size=1, max_size=4, unique_by=lambda each: each.question),
+    st.lists(st.text("abé李 ?A{", min_size=1, max_size=6), min_size=1, max_size=4),
+    st.lists(st.sampled_from([*VALUES, "", "\0", "İx", "ORANGE"]), min_size=4, max_size=4),
+    st.sampled_from(STYLES),
 )
-def test_any_phrasings_are_told_apart(templates, names):
-    words = {
-        "attribute"[: 1 + 4 * n]: Phrasing(f"{before}{{name}}{after}", "{name} has {value}.")
-        for n, (before, after) in enumerate(templates)
-    }
-    questions = [each.ask(name) for each in words.values() for name in names]
-    questions = [question for question in questions if question not in unreadable(words)]
-    circuit = build_circuit(tuple(words), words)
-    prompts = [[256, *question.encode(), 257] for question in questions]
-    written = generate(circuit, prompts, stop_ids=(258, 259), max_new_tokens=80)
-    for question, new in zip(questions, written, strict=True):
-        expected = lookup_query(*read_question(words, question))
-        assert bytes(new.token_ids[:-1]).decode() == expected
+def test_any_phrasings_are_told_apart_and_stated(phrased, names, values, style):
+    words = {"attribute"[: 1 + 4 * n] + "s" * n: each for n, each in enumerate(phrased)}
+    own = {name: vars(each) for name, each in words.items()}
+    own = {name: {k: each[k] for k in ("question", "statement")} for name, each in own.items()}
+    row = {"name": "x", **dict.fromkeys(words, "x")}
+    task = task_of([row], own_phrasings=own, style=style)
+    agent = CircuitAgent(task)
+    questions = {each.ask(name) for each in words.values() for name in names}
+    questions = sorted(questions - agent.unreadable)
+    meant = [read_question(words, question) for question in questions]
+    calls = [task.call(*pair) for pair in meant]
+    assert say(agent, *((question,) for question in questions)) == [(c, "query") for c in calls]
+    replies = [values[place % len(values)] for place in range(len(questions))]
+    stated = [
+        (words[attribute].state(name, value), "answer")
+        for (attribute, name), value in zip(meant, replies, strict=True)
+    ]
+    assert say(agent, *zip(questions, calls, replies, strict=True)) == stated
 
 
 def test_one_letter_tells_the_four_attributes_apart():
@@ -245,7 +280,7 @@ def test_what_looks_like_a_question_without_a_name_is_refused():
 
 def test_attributes_of_which_too_many_are_alike_are_refused():
     words = {f"a{n}": Phrasing("x" * n + "{name}", "{name}: {value}") for n in range(15)}
-    with pytest.raises(ConfigError, match="can be read in several ways"):
+    with pytest.raises(ConfigError, match="can be read in too many ways"):
         build_circuit(tuple(words), words)
 
 
@@ -256,14 +291,23 @@ def test_attributes_of_which_too_many_are_alike_are_refused():
     ("attributes", "style"), [(ATTRIBUTES, "compact"), (ATTRIBUTES, "fenced"), (MIXED, "fenced")]
 )
 def test_the_margin_is_exactly_one_in_float32_and_float64(attributes, style):
-    said = [("x" * 60, "y" * 200), ("é", "actor"), ("Ann", "\U0010ffff" * 50)]
+    said = [("x" * 60, "y" * 200), ("Zoë", "Ann"), ("é", "actor"), ("Ann", "\U0010ffff" * 50)]
     rows = [{"name": name, **dict.fromkeys(attributes, value)} for name, value in said]
     task = task_of(rows, style=style)
     circuit = CircuitAgent(task).circuit
     exact = copy.deepcopy(circuit).double()
-    for episode in rollout(ExpertAgent(task), task, list(task.facts())[:: len(attributes) - 1]):
+    for episode in rollout(ExpertAgent(task), task, list(task.facts())[::3]):
         rendered = render(episode, ByteTokenizer())
         assert margin(circuit, rendered) == margin(exact, rendered) == 1.0
+
+
+def test_the_margin_is_one_in_the_longest_dialogue():
+    row = {"name": "Ann " * 250 + "Lee", **dict.fromkeys(ATTRIBUTES, "Lee " * 90)}
+    task = task_of([row])
+    circuit = CircuitAgent(task, max_name_length=1_003, max_value_length=500).circuit
+    assert 4_000 < circuit.config.max_length <= 4_096
+    (episode,) = rollout(ExpertAgent(task), task, list(task.facts())[3:])
+    assert margin(circuit, render(episode, ByteTokenizer())) == 1.0
 
 
 def test_the_margin_of_a_wrong_dialogue_is_negative():
@@ -346,6 +390,9 @@ def test_the_stream_is_as_wide_for_64_attributes_as_for_8_that_are_asked_for_ali
         (["When was Ann born?", "FIND birth_date FOR Ann", "no result"], "holds no value"),
         (["When was Ann born?", "FIND x FOR Ann", "error: unknown attribute"], "holds no value"),
         (["When was Ann born?", "FIND birth_date FOR Ann", "1" * 201], "has 201 bytes"),
+        (["When was Ann born?", "FIND birth_date FOR Ann", "\udc80"], "lone surrogate"),
+        (["When was A\ud800 born?"], "lone surrogate"),
+        (["When was Ann born?", "x", "y", "x", "y"], "after its first query"),
     ],
 )
 def test_what_it_was_not_built_for_is_refused(agent, said, problem):
@@ -365,6 +412,11 @@ def test_tasks_it_cannot_play_are_refused(settings, problem):
 def test_dialogues_too_long_for_whole_numbers_in_float32_are_refused():
     with pytest.raises(ConfigError, match=r"more than the 4,096"):
         build_circuit(ATTRIBUTES, max_name_length=1_300)
+    long = Phrasing("ж" * 300 + "{name}", "{value}")
+    with pytest.raises(ConfigError, match="too much to tell apart"):
+        build_circuit(("a", "b"), {"a": long, "b": Phrasing("{name}?", "{value}")})
+    with pytest.raises(ConfigError, match="lone surrogate"):
+        build_circuit(("a",), {"a": Phrasing("\ud800{name}", "{value}")})
     with pytest.raises(ConfigError, match="needs an attribute"):
         build_circuit(())
     with pytest.raises(ConfigError, match="'b' has no phrasing"):
