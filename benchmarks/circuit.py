@@ -58,6 +58,7 @@ class Sizes(NamedTuple):
 
     n_people: int  # of each world
     n_facts: int  # questions about the first world, at most; of others, one a person
+    n_texts: int  # names that are any text
     n_attributes: tuple[int, ...]  # sizes of circuits
     n_names: tuple[int, ...]  # sizes of worlds that are sampled
     n_sampled: int  # names of each
@@ -69,9 +70,9 @@ class Sizes(NamedTuple):
 
 
 PRESETS = {
-    "smoke": Sizes(20, 40, (1, 2, 4), (1, 1_000), 5, (8,), 40, 20, 1, 20),
+    "smoke": Sizes(20, 40, 20, (1, 2, 4), (1, 1_000), 5, (8,), 40, 20, 1, 20),
     "laptop": Sizes(
-        10_000, 40_000, (1, 2, 4, 8, 16, 32, 64),
+        10_000, 40_000, 2_000, (1, 2, 4, 8, 16, 32, 64),
         (1, 100, 10_000, 1_000_000, 10_000_000), 250, (16, 24, 32, 48, 64), 16_384, 1_500, 3, 1_000,
     ),
 }  # fmt: skip
@@ -136,18 +137,20 @@ class Case(NamedTuple):
 
 def cases(sizes: Sizes) -> Iterator[Case]:
     """Everything that the circuit is asked."""
-    n, fewer = sizes.n_people, max(1, sizes.n_people // 16)
+    n, n_texts = sizes.n_people, sizes.n_texts
     for style in STYLES:
         most = sizes.n_facts if style == "compact" else n
         yield Case("the paper's world", style, ATTRIBUTES, people(n), most)
         yield Case("first names of no word list", style, ATTRIBUTES, people(n, 1, "ood"), n)
         world = people(n, 2, "paper", correlation=1.0)
         yield Case("families that share all values", style, ATTRIBUTES, world, n)
-        yield Case("names and values that are any text", style, ATTRIBUTES, any_text(n), n)
+        yield Case(
+            "names and values that are any text", style, ATTRIBUTES, any_text(n_texts), n_texts
+        )
         for attributes in (WIDE[3:4], WIDE[:16]):
             about = f"any text, {len(attributes)} attribute{'s' * (len(attributes) > 1)}"
-            rows = any_text(fewer if len(attributes) > 1 else n, attributes)
-            yield Case(about, style, attributes, rows, n)
+            rows = any_text(max(1, n_texts // len(attributes)), attributes)
+            yield Case(about, style, attributes, rows, n_texts)
 
 
 def any_text(n: int, attributes: Sequence[str] = ATTRIBUTES) -> Iterator[dict[str, str]]:
