@@ -350,7 +350,7 @@ def growth(counts: Sequence[Row]) -> str:
                 last, before = points[-1], points[-2]
                 power = np.log(last[1] / before[1]) / np.log(last[0] / before[0])
                 lines.append(
-                    f"- {family}, {what}: {fit['slope']:,.0f} |A| + {fit['intercept']:,.0f} "
+                    f"- {family}, {what}: {fit['slope']:,.0f} |A| {fit['intercept']:+,.0f} "
                     f"(R^2 {fit['r2']:.3f}); at the end of the table like |A|^{power:.2f}"
                 )
     return "Fitted lines, compact (the theorem allows |A|^2):\n\n" + "\n".join(lines)

@@ -84,7 +84,7 @@ def test_growth_is_fitted_over_the_compact_circuits_of_a_family():
         for n in (1, 2, 4)
     ]
     said = growth(rows)
-    assert said.count("10 |A| + 5 (R^2 1.000)") == 2
+    assert said.count("10 |A| +5 (R^2 1.000)") == 2
     assert said.count("like |A|^2.00") == 2
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import (
+    circuit,
     ensembles,
     intervention_dose,
     intervention_layers,
@@ -27,6 +28,7 @@ from benchmarks import (
 from benchmarks.large_scale_report import paired_drift
 from benchmarks.statistics import Z, interval
 from benchmarks.studies import RESULTS
+from benchmarks.study_report import line_fit
 
 from ..itl_env.hostile_tools import CALCULATOR, CPYTHON, MONTY
 
@@ -316,3 +318,49 @@ def test_the_readme_says_how_fast_transcoders_are() -> None:
         f"autograd; collecting at four layers leaves {collecting:.0%} of the speed of the forward "
         f"pass, replacing an MLP {writing:.0%} of that of generation"
     ) in " ".join(README.split())
+
+
+def test_the_readme_says_how_the_circuit_compares() -> None:
+    found = figures("circuit/study.json")
+    readme = " ".join(README.split())
+    assert circuit.report(found) in (RESULTS / "circuit/report.md").read_text()
+    rows = {(row["about"], row["style"]): row for row in found["recalls"]}
+    assert all(row["right"] == row["asked"] and row["margin"] == 1 for row in rows.values())
+    world = rows["the paper's world", "compact"]
+    fenced = [row for row in rows.values() if row["style"] == "fenced"]
+    texts = sum(row["asked"] for row in fenced if "any text" in row["about"])
+    unseen = rows["first names of no word list", "fenced"]
+    assert (
+        f"all of {world['asked']:,} questions about {world['names']:,} people, all of "
+        f"{unseen['asked']:,} about first names of no word list, and all of {texts:,} about names"
+    ) in readme
+    for style in ("compact", "fenced"):
+        row = rows["the paper's world", style]
+        assert (
+            f"| {style} | {row['nonzero']:,} | {row['parameters']:,} | {row['blocks']} | "
+            f"{row['d_model']} | {row['heads']} | 1 |"
+        ) in README
+    assert all(row["parameters"] == world["parameters"] for row in found["worlds"])
+    assert f"1 to {found['worlds'][-1]['n_names']:,} names" in readme
+    alike = [
+        (row["attributes"], row["parameters"])
+        for row in found["counts"]
+        if (row["family"], row["style"]) == ("all asked for alike", "compact")
+    ]
+    fit = line_fit(alike)
+    assert fit is not None
+    assert f"some {round(fit['slope'], -2):,.0f} parameters an attribute" in readme
+    *_, below, enough = found["twins"]
+    assert below["unseen_recall"] < 0.95 <= enough["unseen_recall"]
+    spread = {
+        row["parameters"]: interval(
+            row["unseen_recall"], row["unseen_lowest"], row["unseen_highest"]
+        )
+        for row in (below, enough)
+    }
+    times = enough["parameters"] / world["parameters"]
+    assert (
+        f"has {enough['parameters']:,} parameters, {times:.1f} "
+        f"times the {world['parameters']:,} that are enough ({spread[enough['parameters']]}; with "
+        f"{below['parameters']:,} it is {spread[below['parameters']]}; three seeds"
+    ) in readme
