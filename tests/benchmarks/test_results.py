@@ -55,6 +55,8 @@ def figures(name: str) -> dict[str, Any]:
         ("tool-calling/results.json", "report.md", tool_calling.report),
         ("intervention-dose/results.json", "report.md", intervention_dose.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
+        ("intervention-layers-12-18/results.json", "report.md", intervention_layers.report),
+        ("intervention-dose-12-18/results.json", "report.md", intervention_dose.report),
         ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
         (
             "throughput-transcoders/throughput-transcoders.json",
@@ -257,36 +259,72 @@ def test_the_readme_says_how_many_hostile_inputs_there_are() -> None:
     assert f"Some {round(n, -2)} hostile inputs" in " ".join(README.split())
 
 
-def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
-    found = figures("intervention-layers/results.json")
-    readme = " ".join(README.split())
+class Interventions:
+    """Figures of a run of `intervention-layers`, as the README says them."""
 
-    def points(layer: int, less: str) -> str:
+    def __init__(self, folder: str) -> None:
+        self.found = figures(f"{folder}/results.json")
+
+    def points(self, layer: int, less: str) -> str:
+        """How much more often `full` calls after questions in unseen words."""
         (row,) = [
             row
-            for row in found["differences"]
+            for row in self.found["differences"]
             if (row["layer"], row["less"], row["subset"]) == (layer, less, "tool_ood")
         ]
         value, low, high = (100 * row[f"tool_call{end}"] for end in ("", "_low", "_high"))
         return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
-    def calls(layer: int | None, condition: str, subset: str) -> str:
+    def calls(self, layer: int | None, condition: str, subset: str = "tool_ood") -> str:
+        """How often it calls."""
         (row,) = [
             row
-            for row in found["rows"]
+            for row in self.found["rows"]
             if (row["layer"], row["condition"], row["subset"]) == (layer, condition, subset)
         ]
         return f"{100 * row['tool_call']:.1f}%"
 
+
+def doses(folder: str) -> dict[tuple[int, float], str]:
+    """How often it calls after questions in unseen words, by layer and alpha."""
+    return {
+        (row["layer"], row["alpha"]): f"{100 * row['tool_call']:.1f}%"
+        for row in figures(f"{folder}/results.json")["rows"]
+        if row["subset"] == "tool_ood"
+    }
+
+
+def test_the_readme_says_what_deltas_at_layers_12_and_18_add_to_calls() -> None:
+    run, dose = Interventions("intervention-layers-12-18"), doses("intervention-dose-12-18")
+    readme = " ".join(README.split())
     expected = [
-        f"calls after {calls(None, 'raw', 'tool_ood')} of 200 questions in words that it was never",
-        f"{calls(6, 'no_delta', 'tool_ood')} with the base at layer 6",
-        f"{calls(6, 'full', 'tool_ood')} with the delta as well",
-        f"{points(6, 'untuned delta')} points more than with a delta",
-        f"at layer 24 {points(24, 'untuned delta')}",
+        f"and calls after {run.calls(None, 'raw')}, the base at layer 12 leaves "
+        f"{run.calls(12, 'no_delta')}, half of the delta makes it {dose[12, 0.5]}",
+        f"and the whole delta {run.calls(12, 'full')}: more than each control there, and "
+        f"{run.points(12, 'untuned delta')} points more than a delta of the model before; at layer "
+        f"18 that is {run.points(18, 'untuned delta')}.",
     ]
     assert [claim for claim in expected if claim not in readme] == []
-    ceiling = {row["tool_call"] for row in found["rows"] if row["subset"] == "tool"}
+    lows = [
+        row["tool_call_low"]
+        for row in run.found["differences"]
+        if (row["layer"], row["subset"]) == (12, "tool_ood")
+    ]
+    assert len(lows) == 5
+    assert min(lows) > 0
+
+
+def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
+    run, readme = Interventions("intervention-layers"), " ".join(README.split())
+    expected = [
+        f"calls after {run.calls(None, 'raw')} of 200 questions in words that it was never",
+        f"{run.calls(6, 'no_delta')} with the base at layer 6",
+        f"{run.calls(6, 'full')} with the delta as well",
+        f"{run.points(6, 'untuned delta')} points more than with a delta",
+        f"at layer 24 {run.points(24, 'untuned delta')}",
+    ]
+    assert [claim for claim in expected if claim not in readme] == []
+    ceiling = {row["tool_call"] for row in run.found["rows"] if row["subset"] == "tool"}
     assert ceiling == {1.0}
     assert "after 200 questions in words like those it was trained on it always calls" in readme
     fits = {
@@ -302,11 +340,7 @@ def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
         f"bases leave {said[0]} of the variance of what MLPs add at layers 6, 12 and 24 before "
         f"fine-tuning, {said[1]} after it, and {said[2]} with deltas of 128 features"
     ) in readme
-    dose = {
-        (row["layer"], row["alpha"]): f"{100 * row['tool_call']:.1f}%"
-        for row in figures("intervention-dose/results.json")["rows"]
-        if row["subset"] == "tool_ood"
-    }
+    dose = doses("intervention-dose")
     assert f"with half of the delta {dose[6, 0.5]}" in readme
 
 
