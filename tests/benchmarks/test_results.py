@@ -56,6 +56,7 @@ def figures(name: str) -> dict[str, Any]:
         ("intervention-dose/results.json", "report.md", intervention_dose.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
         ("intervention-layers-12-18/results.json", "report.md", intervention_layers.report),
+        ("transcoder-validation-12-18/results.json", "report.md", transcoder_validation.report),
         ("intervention-dose-12-18/results.json", "report.md", intervention_dose.report),
         ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
         (
@@ -305,6 +306,13 @@ def test_the_readme_says_what_deltas_at_layers_12_and_18_add_to_calls() -> None:
         f"18 that is {run.points(18, 'untuned delta')}.",
     ]
     assert [claim for claim in expected if claim not in readme] == []
+    fits = {
+        row["d_new"]: f"{row['unexplained']:.2f}"
+        for row in figures("transcoder-validation-12-18/results.json")["rows"]
+        if row["layer"] == 12
+    }
+    assert f"leaves {fits[0]} of the variance of the tuned MLP at layer 12" in readme
+    assert f"{fits[32]}, {fits[64]} and {fits[128]} with 32, 64 and 128 features" in readme
     lows = [
         row["tool_call_low"]
         for row in run.found["differences"]
