@@ -93,7 +93,7 @@ def transcoder_train(config: TranscoderTrain) -> None:
             out = base_folder(config.out, layer, sparsity)
             run = TranscoderRun(settings, train, validation, layer, out)
             runs[f"layer {layer}, sparsity {sparsity:g}"] = run
-    _train(runs, config.out)
+    _train(runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +133,14 @@ def transcoder_delta(config: TranscoderDelta) -> None:
                     delta_folder(config.out, layer, percentile, d_new), base, config.base,
                 )  # fmt: skip
                 runs[f"layer {layer}, percentile {percentile:g}, {d_new} features"] = run
-    _train(runs, config.out)
+    _train(runs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TranscoderFuse:
     """Write a base and its delta as one transcoder, for SAELens or as Gemma Scope has them."""
 
-    base: tyro.conf.Positional[Path]  # folder of the base, or a params.npz
+    base: tyro.conf.Positional[Path]  # folder of the base, or of all bases; or a params.npz
     delta: tyro.conf.Positional[Path]  # folder of the delta
     out: Path  # new folder, or a file that ends in .npz
     layer: int = -1  # of a params.npz, which does not say it
@@ -151,7 +151,7 @@ def transcoder_fuse(config: TranscoderFuse) -> None:
     """Fuse, and print where it is."""
     from itl_agents.transcoder import fuse
 
-    whole = fuse(_open(config.base, config.layer), _open(config.delta), config.alpha)
+    whole = fuse(*_open_pair(config.base, config.delta, config.layer), config.alpha)
     if config.out.suffix == ".npz":
         if config.out.exists():
             raise ConfigError(f"{config.out} is there already; name a new file.")
@@ -165,7 +165,7 @@ def transcoder_fuse(config: TranscoderFuse) -> None:
 class TranscoderValidate:
     """Measure how well a transcoder, or a base with its delta, gives what an MLP adds."""
 
-    transcoder: tyro.conf.Positional[Path]  # folder of a transcoder, or a params.npz
+    transcoder: tyro.conf.Positional[Path]  # its folder, or with a delta that of all bases; or .npz
     activations: Path  # a collection of the model: its folder, or that of both parts
     delta: str = ""  # folder of a delta beside it
     layer: int = -1  # of a params.npz, which does not say it
@@ -181,11 +181,12 @@ def transcoder_validate(config: TranscoderValidate) -> None:
 
     is_one = (config.activations / COLLECTION).exists()
     found = Activations(config.activations if is_one else config.activations / "validation")
-    one = _open(config.transcoder, config.layer)
     base = None
     if config.delta:
-        base, one = one, _open(Path(config.delta))
+        base, one = _open_pair(config.transcoder, Path(config.delta), config.layer)
         check_pair(base, one)
+    else:
+        one = _open(config.transcoder, config.layer)
     about = one.about
     if about.base_hash and base is None:
         raise ConfigError("This is a delta, which is measured with its base: BASE --delta DELTA.")
@@ -226,14 +227,14 @@ def _parts(folder: Path) -> "list[Activations]":
     return [Activations(folder / part) for part in PARTS]
 
 
-def _train(runs: "Mapping[str, TranscoderRun]", out: Path) -> None:
-    """Train runs, all of which have been opened, and print how well they fit."""
+def _train(runs: "Mapping[str, TranscoderRun]") -> None:
+    """Train runs, all of which have been opened; print how well they fit, and where they are."""
     from benchmarks.transcoder_runs import train
 
     for label, run in runs.items():
         train(run, label)
     print(_fits(list(runs.values())))
-    print(f"in {out}")
+    print("\n".join(["in", *(f"  {run.result}" for run in runs.values())]))
 
 
 def _fits(runs: "Sequence[TranscoderRun]") -> str:
@@ -247,6 +248,16 @@ def _fits(runs: "Sequence[TranscoderRun]") -> str:
             f"{row['cosine']:>6.3f}"
         )
     return "\n".join(lines)
+
+
+def _open_pair(base: Path, delta: Path, layer: int) -> "tuple[Transcoder, Transcoder]":
+    """A base, by its own folder or among all bases in one, and a delta."""
+    from itl_train.transcoder_folders import base_of
+
+    if not any(base.glob("layer-*")):
+        return _open(base, layer), _open(delta)
+    one = _open(delta)
+    return base_of(one, base), one
 
 
 def _open(path: Path, layer: int = -1) -> "Transcoder":

@@ -151,7 +151,9 @@ class Transcoder(nn.Module):
     def load(cls, folder: Path) -> "Transcoder":
         """Read a folder; raises ConfigError if it holds no such transcoder, and says why."""
         if not (folder / CONFIG).is_file():
-            raise ConfigError(f"{folder} holds no transcoder: there is no {CONFIG}.")
+            inner = [place.parent for place in folder.glob(f"*/{CONFIG}")]
+            hint = f"; there is one in {inner[0]}." if inner else "."
+            raise ConfigError(f"{folder} holds no transcoder: there is no {CONFIG}{hint}")
         settings = read_json(folder / CONFIG, "Train it again.")
         if not isinstance(settings, dict):
             raise ConfigError(f"{folder / CONFIG} holds no settings.")
@@ -288,8 +290,15 @@ def check_pair(base: Transcoder, delta: Transcoder) -> None:
         raise ConfigError("This is no delta: it names no base.")
     if delta.d_model != base.d_model:
         raise ConfigError(f"The delta has the width {delta.d_model}, the base {base.d_model}.")
+    if delta.about.layer != base.about.layer:
+        raise ConfigError(
+            f"The delta is of layer {delta.about.layer}, the base of layer {base.about.layer}."
+        )
     if delta.about.base_hash != base.hash:
-        raise ConfigError("The delta was trained beside another base than this one.")
+        raise ConfigError(
+            "The delta was trained beside another base than this one; name the folder of all "
+            "bases, and its own is taken."
+        )
 
 
 def site_for(transcoder: Transcoder, model: PreTrainedModel, layer: int | None = None) -> Site:

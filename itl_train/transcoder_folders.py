@@ -41,15 +41,17 @@ def open_base(source: str, layer: int, percentile: float = 0.5) -> Transcoder:
     return found[min(int(len(found) * percentile), len(found) - 1)]
 
 
-def open_delta(root: Path, layer: int, percentile: float, d_new: int) -> Transcoder:
-    """A delta of `itl transcoder delta`; raises ConfigError if it is not trained."""
-    folder = delta_folder(root, layer, percentile, d_new) / RESULT
-    if not folder.is_dir():
-        raise ConfigError(
-            f"There is no delta of {d_new} features at layer {layer} in {root}; "
-            "`itl transcoder delta` trains it."
-        )
-    return Transcoder.load(folder)
+def base_of(delta: Transcoder, root: Path) -> Transcoder:
+    """The base in a folder of `itl transcoder train` beside which a delta was trained.
+
+    Raises ConfigError if none of them is it.
+    """
+    layer = delta.about.layer
+    for folder in sorted(_layer(root, layer).glob(f"sparsity-*/{RESULT}")):
+        base = Transcoder.load(folder)
+        if base.hash == delta.about.base_hash:
+            return base
+    raise ConfigError(f"{root} holds no base of layer {layer} that the delta was trained beside.")
 
 
 def _layer(root: Path, layer: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -186,7 +187,9 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
         1, *few, "--out", tmp_path / "bases",
     )  # fmt: skip
     assert status == 0
-    assert len(said.splitlines()) == 4
+    fits = said.splitlines()[1:]
+    assert len(fits) == 5  # two rows, and behind "in" a folder for each
+    assert all(Transcoder.load(Path(line.strip())).d_sae == 16 for line in fits[3:])
     delta = (
         "transcoder", "delta", "--activations", tmp_path / "acts", "--base", tmp_path / "bases",
         "--d-new", 2, 3, *few, "--out", tmp_path / "deltas",
@@ -202,15 +205,28 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     )
     status, said, _ = run("transcoder", "fuse", base, made, "--out", tmp_path / "fused")
     assert status == 0
-    assert Transcoder.load(tmp_path / "fused").d_sae == 19
+    fused = Transcoder.load(tmp_path / "fused")
+    assert fused.d_sae == 19
+    bases = tmp_path / "bases"
+    other = runs / "deltas-tuned/layer-00/percentile-100/d-4/transcoder"
+    assert run("transcoder", "fuse", bases, made, "--out", tmp_path / "found")[0] == 0
+    assert Transcoder.load(tmp_path / "found").hash == fused.hash
+    for words, problem in (
+        ((base, made.parent), f"there is one in {made}"),
+        ((base, other), "The delta is of layer 0, the base of layer 1"),
+        ((tmp_path / "deltas", made), "holds no base of layer 1 that the delta was trained beside"),
+    ):
+        status, _, err = run("transcoder", "fuse", *words, "--out", tmp_path / "x")
+        assert (status, problem in sentence(err)) == (2, True)
     told = []
-    for words in ([tmp_path / "fused"], [base, "--delta", made]):
+    for words in ([tmp_path / "fused"], [base, "--delta", made], [bases, "--delta", made]):
         status, said, err = run(
             "transcoder", "validate", *words, "--activations", tmp_path / "acts"
         )
         assert status == 0
         told.append(float(re.search(r"unexplained +(\S+)", said)[1]))
     assert told[0] == pytest.approx(told[1], rel=1e-3)
+    assert told[1] == told[2]
     status, _, err = run("transcoder", "validate", made, "--activations", tmp_path / "acts")
     assert (status, "is measured with its base" in sentence(err)) == (2, True)
     transcoder(d_model=8).save(tmp_path / "narrow")
