@@ -8,9 +8,11 @@ of attributes and of names (theorem 4.2 of arXiv 2508.20755); and trains NanoLla
 the same task, to show how far what is learned is from what can be built.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from itl_env import streams
 from itl_env.database import FactDatabase
 from itl_env.dialogue import STYLES, Style
 from itl_env.facts import ATTRIBUTES, people
+from itl_env.files import read_json, write_text
 from itl_env.recall import RecallTask
 from itl_train.sweep import Cell, Row
 
@@ -82,7 +85,7 @@ PRESETS = {
 class CircuitConfig(StudyConfig):
     """Measure the transformer that is built by hand, and train models to compare it with.
 
-    The same command goes on with interrupted training.
+    The same command goes on with an interrupted study.
     """
 
 
@@ -96,7 +99,7 @@ def circuit(config: CircuitConfig, say: Callable[[str], None] = print) -> dict[s
     model = {"mode": "in-tool", "style": "compact", "n_steps": sizes.twin_steps}
     model |= {"evaluate_every": sizes.twin_steps, "n_evaluate": 100, "device": config.device}
     trained = study.run(list(twins(sizes, model)))
-    recalls = [ask(case, say) for case in cases(sizes)]
+    recalls = [kept(config.out, place, case, say) for place, case in enumerate(cases(sizes))]
     result = {
         "sizes": sizes._asdict(),
         "recalls": recalls,
@@ -170,6 +173,17 @@ def any_text(n: int, attributes: Sequence[str] = ATTRIBUTES) -> Iterator[dict[st
         other = listed[(place + 1) % n]
         row = {each: f"{other} {place}"[(place + k) % 3 :] for k, each in enumerate(attributes)}
         yield {"name": name, **row}
+
+
+def kept(out: Path, place: int, case: Case, say: Callable[[str], None]) -> Row:
+    """What `ask` has found or finds of a case, which a study that goes on does not ask again."""
+    file = out / "asked" / f"{place:02d}-{case.style}.json"
+    if file.exists():
+        return dict(read_json(file, "Remove it, and the circuit is asked anew."))
+    row = ask(case, say)
+    file.parent.mkdir(exist_ok=True)
+    write_text(file, json.dumps(row, indent=1) + "\n")
+    return row
 
 
 def ask(case: Case, say: Callable[[str], None]) -> Row:
@@ -286,6 +300,12 @@ is the least amount by which the logit of the right token exceeds every other, i
 {small["dialogues"]} dialogues. Intervals are Wilson's, at 95%.
 
 {table(("about", "style", "names", "questions", "recall", "margin", "questions/s"), asked, left=2)}
+
+Where each head looks while it writes call and answer (down) on one dialogue (across). A head that
+has nothing to look at looks at the first mark, `[user]`, which brings nothing; `length of name` and
+`square` look at the place whose number is the one they want, and bring it, or its square.
+
+![where the heads of each block look](attention.png)
 
 ## Parameters against attributes
 

@@ -93,15 +93,15 @@ def attention_figure(path: Path) -> None:
         maps = circuit.attention(torch.tensor([ids]))
     letters = [MARKS.get(token, chr(token % 256)) for token in rendered.input_ids]
     figure = Figure(figsize=(13, 12))
-    titles = ("1 marks", "2 reading", "3 counting", "4 writing")
+    titles = ("1: marks", "2: reading", "3: counting", "4: writing")
     for axes, title, heads, weights in zip(
         figure.subplots(2, 2).flat, titles, circuit.config.heads, maps, strict=True
     ):
         for place, head in enumerate(heads):
             looks = weights[0, place].argmax(dim=-1)
             axes.scatter(
-                [int(looks[each]) for each in writes], writes, s=22 - 5 * place,
-                marker="osD^"[place], color=f"C{place}", label=head,
+                [int(looks[each]) for each in writes], writes, s=(46, 20, 7)[place],
+                marker="osD"[place], facecolors="none", edgecolors=f"C{place}", label=head,
             )  # fmt: skip
         _letters(axes, letters, writes, title)
     figure.tight_layout(h_pad=2)

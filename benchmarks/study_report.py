@@ -153,8 +153,9 @@ def finish(
     processors = sorted({row.get("cpu", "processors that were not recorded") for row in timed_rows})
     settings = ", ".join(f"{name} {value}" for name, value in whole["model"].items())
     where = " and ".join(processors) or "no processor"
+    runs = f"{whole['runs']:,} run{'s' * (whole['runs'] != 1)}"
     text = (
-        f"{report}\n{whole['runs']:,} runs in {_duration(sum(timed))}{others} on {where}. All "
+        f"{report}\n{runs} in {_duration(sum(timed))}{others} on {where}. All "
         f"models: {settings}. The report was made on: {on['cpu']}, {on['cores']} cores, torch "
         f"{on['torch']}.\n\n"
         f"`itl bench run {study.name} {config.flags}`\n"

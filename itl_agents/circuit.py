@@ -5,17 +5,25 @@ on the number of names, can answer every question about a fact through a databas
 writes its weights down from the attributes and their phrasing; nothing is trained, and no name is
 ever seen. It has 4 blocks:
 
-1. **Marks.** Three heads look at the marks of a dialogue: where the question ended, where this turn
-   began, and whether and where a call has ended, which tells a call from an answer.
+1. **Marks.** Three heads look at the marks of a dialogue, the tokens that are no bytes: where the
+   question ended, where this turn began, and whether and where a call has ended, which tells a call
+   from an answer.
 2. **Reading.** A head for each letter that tells the attributes apart looks at it in the question
-   (`itl_agents.circuit_questions`). A hidden unit fires for each program, which is what to say for
-   one attribute in a call or in an answer, and writes down the lengths of its parts.
+   (`itl_agents.circuit_questions`). What to say about one attribute in a call, or in an answer, is
+   a program (`itl_agents.circuit_scripts`); a hidden unit for each fires when it is meant, and
+   writes down the lengths of its parts.
 3. **Counting.** One head finds the length of the name. Hidden units compare the place in this turn
    with where name and value begin and end: they count fixed text written so far, and open the gates
    of the copying heads.
 4. **Writing.** One head copies the next letter of the name from the question, one the next letter
    of the value from the reply, both by their place (letters repeat, places do not). Otherwise, a
-   hidden unit for each letter of fixed text fires at its place in its program, and writes it.
+   third brings the square of the count, and with both a hidden unit for each letter of fixed text
+   fires at its place in its program, and writes it.
+
+After "Where was Bo born?" has been asked, at place 19, the call "FIND birth_place FOR Bo" is
+written. Its first 21 letters are the program's, so the 22nd is the name's; as there are 10 letters
+before the name in the question, it is looked for at place 22 + (10 - 21) = 11. The 24th would be
+beyond the 2 letters of the name, so it is the program's 22nd, the mark that ends the call.
 
 What makes it exact is that each whole number n is held as two: n and n^2. All points of a parabola
 are corners of it, so that, for whole numbers,
@@ -40,16 +48,22 @@ block grow with the text of all programs.
     12.0
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import takewhile
 
 import torch
 
 from itl_agents.agent import Conversation
 from itl_agents.circuit_model import Circuit, Head, Linear, Plan, Unit, constant, register
 from itl_agents.circuit_questions import MOST_ALIKE, Letter, Reading, readings, unreadable
+from itl_agents.circuit_scripts import (
+    CALL_ENDS,
+    DIALOGUE_ENDS,
+    OPENS,
+    TURN_BEGINS,
+    Scripts,
+    in_bytes,
+)
 from itl_agents.nanollama.agent import NanoLlamaAgent
 from itl_agents.nanollama.tokenizer import ByteTokenizer
 from itl_agents.render import IGNORED, Rendered
@@ -60,8 +74,6 @@ from itl_env.dialogue import (
     VOWELS,
     Phrasing,
     Style,
-    call_text,
-    lookup_query,
     phrasings,
 )
 from itl_env.episode import Completion
@@ -79,12 +91,6 @@ WHOLE = 2**24
 FAR = 2.0 * MAX_LENGTH
 """Farther than any place: what is to look at nothing looks before the dialogue, at its first mark,
 which carries a 0."""
-
-# Numbers of tokens, which are not their ids: bytes are their own, and marks lie around them. That
-# of an assistant's turn is the largest, so that a head finds it; likewise the end of a call is the
-# smallest, and the mark that opens the dialogue, which stands in for a call that is not there, the
-# smallest but for it.
-CALL_ENDS, OPENS, DIALOGUE_ENDS, TURN_BEGINS = -2, -1, 256, 257
 
 token, token_squared = register("token"), register("token^2")
 place, place_squared = register("place"), register("place^2")
@@ -108,87 +114,6 @@ offset = place + 1 - turn  # of the next token in this turn, from 1
 
 class OutsideFamily(ITLError):  # noqa: N818 - it says what the question is
     """A question, or a reply, that a circuit was not built for."""
-
-
-@dataclass(frozen=True)
-class Program:
-    """What is said in one turn about one attribute, around name and value; numbers of tokens.
-
-    vowel: whether the value must begin with a vowel; None if that is all the same.
-    """
-
-    attribute: str
-    answers: bool
-    lead: bytes
-    named: bool
-    middle: Sequence[int]
-    tail: Sequence[int] = ()
-    vowel: bool | None = None
-
-
-class Scripts:
-    """All programs, and where in a script each of their letters stands.
-
-    Letters of a program are numbered from 1 without name and value. Calls jump over numbers behind
-    the attribute, so that " FOR " stands at the same numbers in "FIND pet FOR " and "FIND mother
-    FOR ", and takes one set of units. The square of a number is looked up at that place of the
-    dialogue; so calls do not jump where one attribute's name is so much longer than the question
-    for another that the dialogue may still be shorter.
-
-    widest: letters before the name in a call, at most. ending: how many of them, from the last, are
-    the same in all calls. jumps: whether calls jump. articles: whether an article hangs on a value.
-    """
-
-    def __init__(self, phrasing: Mapping[str, Phrasing], style: Style) -> None:
-        every = [each for name, words in phrasing.items() for each in _programs(name, words, style)]
-        self.programs = sorted(every, key=lambda each: each.answers)  # calls side by side
-        leads = [each.lead for each in every if not each.answers]
-        self.widest = max(map(len, leads))
-        backwards = zip(*(lead[::-1] for lead in leads), strict=False)
-        self.ending = sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, backwards))
-        shortest = {name: len(_bytes(words.ask(""))) + 1 for name, words in phrasing.items()}
-        self.jumps = all(
-            self.widest - len(each.lead) <= shortest[each.attribute]
-            for each in every
-            if not each.answers
-        )
-        self.articles = any(each.vowel for each in every)
-
-    def numbered(self, attribute: str) -> list[tuple[int, Program]]:
-        """The programs of an attribute, with their numbers."""
-        return [pair for pair in enumerate(self.programs, 1) if pair[1].attribute == attribute]
-
-    def letters(self) -> list[dict[int, int]]:
-        """For each number in a script, from 1, the token that programs have there."""
-        found: dict[int, dict[int, int]] = {}
-        for number, each in enumerate(self.programs, 1):
-            jump = self.widest - len(each.lead) if self.jumps and not each.answers else 0
-            for n, letter in enumerate([*each.lead, *each.middle, *each.tail], 1):
-                behind = n > len(each.lead) - self.ending
-                found.setdefault(n + jump * behind, {})[number] = letter
-        return [found.get(n, {}) for n in range(1, max(found) + 1)]
-
-
-def _programs(attribute: str, phrasing: Phrasing, style: Style) -> Iterator[Program]:
-    """The call and the answer; two answers where an article depends on the value."""
-    head, named, between, tail, article = phrasing.pieces
-    query = lookup_query(attribute, "")
-    before, query, after = call_text(query, style).partition(query)
-    yield Program(attribute, False, _bytes(before + query), True, [*_bytes(after), CALL_ENDS])
-    articles: Mapping[str, bool | None] = {"an ": True, "a ": False} if article else {"": None}
-    for word, begins in articles.items():
-        yield Program(
-            attribute, True, _bytes(head), named, _bytes(between + word),
-            [*_bytes(tail), DIALOGUE_ENDS], begins,
-        )  # fmt: skip
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8; raises ConfigError for a lone surrogate, which has none."""
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"The phrasing {text!r} holds a lone surrogate.") from None
 
 
 def build_circuit(
@@ -216,7 +141,7 @@ def build_circuit(
         raise ConfigError("A circuit needs an attribute, and room for a name and a value.")
     scripts = Scripts(words, style)
     n_letters = len(scripts.letters())
-    questions = [len(_bytes(each.ask(""))) for each in words.values()]
+    questions = [len(in_bytes(each.ask(""))) for each in words.values()]
     length = 2 * n_letters + max(questions) + 3 * max_name_length + 2 * max_value_length + 3
     if length > MAX_LENGTH:
         raise ConfigError(
@@ -357,7 +282,7 @@ def _counting(scripts: Scripts) -> Plan:
     look before the dialogue. In either case `script` leaves the numbers that texts have; elsewhere
     it is the place in this turn without what was copied, and behind a call's attribute the jump.
     """
-    head = Head("end of name", **looks_at(asked - around), value=[place], adds=[name_length])
+    head = Head("length of name", **looks_at(asked - around), value=[place], adds=[name_length])
     name_ends = lead + name_length
     value_begins = name_ends + middle
     value_ends = value_begins + turn - called - 1
@@ -439,7 +364,10 @@ class CircuitAgent(NanoLlamaAgent):
         self, task: RecallTask, *, max_name_length: int = 60, max_value_length: int = 200
     ) -> None:
         if task.dialect != "lookup" or task.max_queries < 1:
-            raise ConfigError("A circuit plays with one query of the dialect lookup.")
+            raise ConfigError(
+                "A circuit plays in-tool, with a query of the dialect lookup; this task has the "
+                f"dialect {task.dialect} and {task.max_queries} queries."
+            )
         self.phrasings = task.phrasings
         self.unreadable = unreadable(task.phrasings)
         self.max_name_length, self.max_value_length = max_name_length, max_value_length
@@ -481,7 +409,10 @@ class CircuitAgent(NanoLlamaAgent):
             raise OutsideFamily("A circuit answers after its first query.")
         reply = said[-1]
         if reply == NO_RESULT or reply.startswith(ERROR_PREFIX):
-            raise OutsideFamily(f"The reply {reply!r} to {said[1]!r} holds no value.")
+            raise OutsideFamily(
+                f"The reply {reply!r} about {reading[1]!r} says that there is no value, or is one "
+                "that is spelt so; a circuit states neither."
+            )
         self._check_length("value", reply, self.max_value_length)
 
     @staticmethod

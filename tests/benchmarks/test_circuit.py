@@ -45,6 +45,16 @@ def test_the_report_and_its_figures_are_written(study):
     assert result["twins"][0]["parameters"] > result["recalls"][0]["parameters"]
 
 
+def test_given_again_it_asks_nothing_again(study, monkeypatch):
+    out, result, _ = study
+    asked = []
+    monkeypatch.setattr("benchmarks.circuit.ask", lambda case, say: asked.append(case))
+    monkeypatch.setattr("benchmarks.circuit.sampled", lambda n_names, n: result["worlds"][0])
+    again = circuit(CircuitConfig(out=out, preset="smoke"), lambda line: None)
+    assert asked == []
+    assert again["recalls"] == result["recalls"]
+
+
 def test_the_size_is_the_same_for_any_number_of_names(study):
     _, result, _ = study
     sizes = {(row["nonzero"], row["parameters"]) for row in result["worlds"]}

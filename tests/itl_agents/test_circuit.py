@@ -387,8 +387,11 @@ def test_the_stream_is_as_wide_for_64_attributes_as_for_8_that_are_asked_for_ali
         (["Who is Ann Lee?"], "asks for none of birth_date"),
         (["When was  born"], "asks for none of birth_date"),
         (["Where was " + "é" * 31 + " born?"], "has 62 bytes, more than the 60"),
-        (["When was Ann born?", "FIND birth_date FOR Ann", "no result"], "holds no value"),
-        (["When was Ann born?", "FIND x FOR Ann", "error: unknown attribute"], "holds no value"),
+        (
+            ["When was Ann born?", "FIND birth_date FOR Ann", "no result"],
+            "about 'Ann' says that there is no value",
+        ),
+        (["When was Ann born?", "FIND x FOR Ann", "error: unknown attribute"], "no value"),
         (["When was Ann born?", "FIND birth_date FOR Ann", "1" * 201], "has 201 bytes"),
         (["When was Ann born?", "FIND birth_date FOR Ann", "\udc80"], "lone surrogate"),
         (["When was A\ud800 born?"], "lone surrogate"),
@@ -402,7 +405,10 @@ def test_what_it_was_not_built_for_is_refused(agent, said, problem):
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
-    [({"max_queries": 0}, "one query"), ({"own_phrasings": {"name_of_dog": {}}}, "no attribute")],
+    [
+        ({"max_queries": 0}, "dialect lookup and 0 queries"),
+        ({"own_phrasings": {"name_of_dog": {}}}, "no attribute"),
+    ],
 )
 def test_tasks_it_cannot_play_are_refused(settings, problem):
     with pytest.raises(ConfigError, match=problem):
