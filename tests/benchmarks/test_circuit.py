@@ -18,6 +18,8 @@ from benchmarks.circuit import (
     size_of,
 )
 
+pytestmark = pytest.mark.xdist_group("circuit")  # one process, so that the study runs once
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
