@@ -100,7 +100,9 @@ def test_a_watched_run_trains_the_same_and_leaves_its_traces(world: str, tmp_pat
     trace = json.loads((out / "profile" / "trace.json").read_text())
     assert any("_scaled_dot_product" in str(event.get("name")) for event in trace["traceEvents"])
     assert "aten::mm" in (out / "profile" / "operations.txt").read_text()
-    (events,) = (out / "trackers").rglob("events.out.tfevents.*.0")
+    # Files end in how many the process has written before; those of settings lie one level deeper.
+    files = (out / "trackers").rglob("events.out.tfevents.*")
+    events = min(files, key=lambda file: len(file.parts))
     accumulator = EventAccumulator(str(events.parent)).Reload()
     logged = [event.value for event in accumulator.Scalars("loss")]
     assert logged == pytest.approx([row["loss"] for row in costs])
