@@ -115,6 +115,8 @@ class TranscoderDelta(TranscoderCourse):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_grid(self, "percentile", "d_new")
+        if min(self.d_new) < 1:
+            raise ConfigError(f"d_new holds {min(self.d_new)}; features are at least 1.")
 
 
 def transcoder_delta(config: TranscoderDelta) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.progress import Progress
 from itl_agents.pretrained import Pretrained
-from itl_env.toolformer import TRAIN, VALIDATION, load_toolformer_rows
+from itl_env.toolformer import TRAIN, VALIDATION, toolformer_rows_in
 from itl_train.activations import Activations, collect
 from itl_train.toolformer_text import bos_ids, format_example
 from itl_train.transcoder import TranscoderRun
@@ -33,7 +33,7 @@ def collect_parts(
     model, tokenizer, source = pretrained
     texts = {}
     for part, file in PARTS.items():
-        rows = load_toolformer_rows(data / file)[: n_rows or None]
+        rows = toolformer_rows_in(data, file)[: n_rows or None]
         texts[part] = [format_example(row.prompt, row.target, tokenizer).input_ids for row in rows]
     found = []
     for part, some in texts.items():

@@ -127,6 +127,14 @@ def load_toolformer_rows(path: str | Path) -> list[ToolformerRow]:
     return list(read_toolformer_rows(path))
 
 
+def toolformer_rows_in(folder: str | Path, name: str) -> list[ToolformerRow]:
+    """The rows of a file of `itl toolformer data`; raises ConfigError if the folder lacks it."""
+    path = Path(folder) / name
+    if not path.is_file():
+        raise ConfigError(f"There is no {name} in {folder}; `itl toolformer data` makes one.")
+    return load_toolformer_rows(path)
+
+
 def write_toolformer_rows(rows: Iterable[ToolformerRow], path: str | Path) -> None:
     """Write rows as JSON lines; see `whole_file` for what is raised."""
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from typing import Any
 from itl_agents.pretrained import Pretrained, load_pretrained
 from itl_agents.render import Rendered
 from itl_env.errors import ConfigError, ITLError
-from itl_env.toolformer import TRAIN, VALIDATION, ToolformerRow, called, load_toolformer_rows
+from itl_env.toolformer import TRAIN, VALIDATION, ToolformerRow, called, toolformer_rows_in
 from itl_train.fine_tune import SupervisedRun
 from itl_train.models import model_of
 from itl_train.settings import lasting
@@ -41,8 +41,8 @@ class ToolformerRun(SupervisedRun):
 
         Raises ConfigError if the folder holds a run of other settings.
         """
-        self.rows = _load(settings.data, TRAIN)
-        validation = _load(settings.data, VALIDATION)
+        self.rows = toolformer_rows_in(settings.data, TRAIN)
+        validation = toolformer_rows_in(settings.data, VALIDATION)
         self.asked = [
             row
             for kind in ("tool", "copy")
@@ -117,13 +117,6 @@ def shares(rows: Sequence[ToolformerRow], texts: Sequence[str]) -> dict[str, Any
                 f"right_{kind}": sum(right),
             }
     return found
-
-
-def _load(folder: str, name: str) -> list[ToolformerRow]:
-    path = Path(folder) / name
-    if not path.is_file():
-        raise ConfigError(f"There is no {name} in {folder}; `itl toolformer data` makes one.")
-    return load_toolformer_rows(path)
 
 
 def train_toolformer(

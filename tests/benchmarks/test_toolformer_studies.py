@@ -245,6 +245,10 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     ("words", "said"),
     [
         (["transcoder", "train", "--activations", "nowhere"], "nowhere/train holds no activations"),
+        (
+            ["transcoder", "delta", "--activations", "x", "--base", "y", "--d-new", "0"],
+            "d_new holds 0",
+        ),
         (["transcoder", "fuse", "no", "such", "--out", "x"], "no holds no transcoder"),
         (["bench", "run", "intervention-dose", "--preset", "laptop"], "name one: --model"),
         (["bench", "run", "intervention-dose", "--alphas"], "alphas"),
