@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from benchmarks.plots import CHANCE, CIRCUIT, IN_TOOL, save
@@ -98,10 +99,12 @@ def attention_figure(path: Path) -> None:
         figure.subplots(2, 2).flat, titles, circuit.config.heads, maps, strict=True
     ):
         for place, head in enumerate(heads):
-            looks = weights[0, place].argmax(dim=-1)
+            looks = weights[0, place, writes]
+            rows, columns = (looks > 0.01).nonzero(as_tuple=True)
             axes.scatter(
-                [int(looks[each]) for each in writes], writes, s=(46, 20, 7)[place],
-                marker="osD"[place], facecolors="none", edgecolors=f"C{place}", label=head,
+                columns, [writes[row] for row in rows], s=(46, 20, 7)[place],
+                marker="osD"[place], facecolors="none", label=head,
+                edgecolors=[to_rgba(f"C{place}", float(each)) for each in looks[rows, columns]],
             )  # fmt: skip
         _letters(axes, letters, writes, title)
     figure.tight_layout(h_pad=2)

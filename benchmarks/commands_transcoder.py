@@ -9,7 +9,7 @@ import tyro
 
 from itl_env.errors import ConfigError
 from itl_train.settings import check_at_least
-from itl_train.transcoder_config import TranscoderCourse, TranscoderSettings
+from itl_train.transcoder_config import TranscoderCourse, TranscoderSettings, check_features
 
 if TYPE_CHECKING:
     from itl_agents.transcoder import Transcoder
@@ -115,8 +115,7 @@ class TranscoderDelta(TranscoderCourse):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_grid(self, "percentile", "d_new")
-        if min(self.d_new) < 1:
-            raise ConfigError(f"d_new holds {min(self.d_new)}; features are at least 1.")
+        check_features(self.d_new)
 
 
 def transcoder_delta(config: TranscoderDelta) -> None:
@@ -125,16 +124,19 @@ def transcoder_delta(config: TranscoderDelta) -> None:
     from itl_train.transcoder_folders import delta_folder, open_base
 
     train, validation = _parts(config.activations)
+    bases = {  # all of them, before a run is begun
+        (layer, percentile): open_base(config.base, layer, percentile)
+        for layer in config.layers or train.about.layers
+        for percentile in config.percentile
+    }
     runs = {}
-    for layer in config.layers or train.about.layers:
-        for percentile in config.percentile:
-            base = open_base(config.base, layer, percentile)
-            for d_new in config.d_new:
-                run = TranscoderRun(
-                    _settings(config, d_new, config.sparsity), train, validation, layer,
-                    delta_folder(config.out, layer, percentile, d_new), base, config.base,
-                )  # fmt: skip
-                runs[f"layer {layer}, percentile {percentile:g}, {d_new} features"] = run
+    for (layer, percentile), base in bases.items():
+        for d_new in config.d_new:
+            run = TranscoderRun(
+                _settings(config, d_new, config.sparsity), train, validation, layer,
+                delta_folder(config.out, layer, percentile, d_new), base, config.base,
+            )  # fmt: skip
+            runs[f"layer {layer}, percentile {percentile:g}, {d_new} features"] = run
     _train(runs)
 
 

@@ -9,7 +9,7 @@ delta trained on the model before it was fine-tuned.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,15 @@ from typing import Any
 
 from benchmarks.interventions import (
     DOSES,
-    PAIRED,
     Condition,
     Row,
     conditions,
     differences,
+    paired_table,
     tables,
 )
 from benchmarks.progress import Progress
+from benchmarks.statistics import holm, percent
 from benchmarks.toolformer_study import (
     Cells,
     InterventionConfig,
@@ -64,10 +65,10 @@ def intervention_layers(
     config: InterventionLayersConfig, tell: Callable[[str], None] = print
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
-    made = begin(config, config.out)
+    made = begin(config, config.out, "intervention-layers")
     rows, paired = _measured(made, config)
     results = {
-        **made.course(),
+        **made.course("intervention-layers"),
         "percentile": config.percentile,
         "d_new": config.n_new,
         "fits": _fits(made, config),
@@ -154,14 +155,42 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[
     return rows, paired
 
 
-def _signed(row: Row, figure: str, form: str) -> str:
-    value, low, high = (row[name] for name in (figure, f"{figure}_low", f"{figure}_high"))
-    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+def findings(paired: Sequence[Row]) -> str:
+    """A line for each layer: than what does `full` call more often in unseen phrasings?"""
+    lines = []
+    for layer in dict.fromkeys(row["layer"] for row in paired):
+        own = [row for row in paired if (row["layer"], row["subset"]) == (layer, "tool_ood")]
+        lines.append(f"- layer {layer}: {_told_apart(own)}")
+    return "\n".join(lines)
+
+
+def _told_apart(rows: Sequence[Row]) -> str:
+    """In words: which of these `differences` of calls are told from 0.
+
+    By McNemar's exact test at 5%, corrected by Holm for how many they are.
+    """
+    chances = holm([row["tool_call_p"] for row in rows])
+    real = [p < 0.05 for p in chances]
+
+    def named(which: Callable[[Row, bool], bool]) -> str:
+        return ", ".join(
+            str(row["less"]) for row, is_real in zip(rows, real, strict=True) if which(row, is_real)
+        )
+
+    said = {
+        "more often than": named(lambda row, is_real: is_real and row["tool_call"] > 0),
+        "less often than": named(lambda row, is_real: is_real and row["tool_call"] < 0),
+        "not told apart from": named(lambda _, is_real: not is_real),
+    }
+    return "; ".join(f"{what} {names}" for what, names in said.items() if names)
 
 
 def report(results: Mapping[str, Any]) -> str:
     """The study in words and tables, as Markdown."""
-    rows, on, tuning = results["rows"], results["machine"], results["tuning"]
+    rows, on = results["rows"], results["machine"]
+    as_it_is = {row["subset"]: row for row in rows if row["condition"] == "raw"}
+    raw = as_it_is["tool"]
+    exact = {kind: percent(row["exact_right"], row["n"]) for kind, row in as_it_is.items()}
     fits = "\n".join(
         f"| {row['layer']} | {row['base_l0']:.0f} | {row['base_unexplained']:.3f} | "
         + " | ".join(
@@ -170,21 +199,15 @@ def report(results: Mapping[str, Any]) -> str:
         + " |"
         for row in results["fits"]
     )
-    paired = "\n".join(
-        f"| {row['layer']} | {row['less']} | {row['subset']} | "
-        + " | ".join(
-            _signed(row, figure, "+.1e" if figure == "cross_entropy" else "+.3f")
-            for figure in PAIRED
-        )
-        + " |"
-        for row in results["differences"]
-    )
     return f"""# The tool behind one layer
 
-{results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
-{tuning["asked_tool"]} held-out questions become exactly the call. Machine: {on["cpu"]},
+{results["model"]}, fine-tuned to call a calculator as text: {exact["tool"]} of held-out
+questions become exactly the call, {exact["copy"]} of sentences are copied without one ({raw["n"]}
+of each; Wilson's 95% intervals). Machine: {on["cpu"]},
 {on["cores"]} cores. Preset {results["preset"]}, seed {results["seed"]}. Deltas have
 {results["d_new"]} features, beside the base of percentile {results["percentile"]:g}.
+
+    {results["command"]}
 
 `raw` is the model as it is; `no_delta` the base alone ({results["base"]}); `full` base and delta.
 The controls: `mean ablation`, the mean of what the block adds; `bias only`, the base and the mean
@@ -200,15 +223,19 @@ a token. `tool_call`: the output begins with a call; `valid_format`: it is one a
 
 ## What `full` has more than the others
 
-Over the same rows, with 95% intervals of paired differences. A delta repairs what the base leaves
+Over the same rows, with 95% intervals of paired differences (Newcombe's of shares), and how many
+rows only `full` and only the other has. A delta repairs what the base leaves
 of any model, and adds what fine-tuning has changed: the latter is its difference from the
 `untuned delta`, which repairs only.
 
-![what full has more, on unseen words](differences.png)
+![what full has more, in unseen phrasings](differences.png)
 
-| layer | less | subset | {" | ".join(PAIRED)} |
-|---|---|---|{"---:|" * len(PAIRED)}
-{paired}
+After questions in unseen phrasings (`tool_ood`), by McNemar's exact test at 5%, corrected by Holm
+for the five comparisons of a layer, `full` begins with a call
+
+{findings(results["differences"])}
+
+{paired_table(results["differences"], ("layer", "less", "subset"))}
 
 ## How well they fit
 

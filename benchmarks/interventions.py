@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.statistics import paired_difference, percent, wilson
+from benchmarks.statistics import exact_mcnemar, paired_difference, paired_shares, percent, wilson
 from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
@@ -26,6 +26,9 @@ Row = dict[str, Any]
 
 SHARES = ("tool_call", "valid_format", "math_correct", "exact")
 """The metrics that are shares of all rows of a subset; `math_correct` is told of tool rows only."""
+
+ACTIVITY = {"mean_a_base": "mean a, base", "mean_a_delta": "mean a, delta"}
+"""How active features are on the prompts and targets of a subset, as a report heads them."""
 
 ROOM = 8  # tokens that may be written beyond the longest target
 
@@ -234,13 +237,18 @@ PAIRED = ("cross_entropy", "tool_call", "exact")
 def differences(own: Sequence[Row], other: Sequence[Row]) -> Row:
     """How much more `own` has of each figure than `other`, over the same rows, with 95% intervals.
 
-    Both are what `Subject.measured` says of each row.
+    Both are what `Subject.measured` says of each row. Of a share also how many rows only the one
+    (`_more`) or only the other (`_fewer`) has, and McNemar's exact p.
     """
     found: Row = {}
     for figure in PAIRED:
-        one, two = ([float(row[figure]) for row in rows] for rows in (own, other))
-        mean, low, high = paired_difference(one, two)
+        one, two = ([row[figure] for row in rows] for rows in (own, other))
+        is_share = figure in SHARES
+        mean, low, high = (paired_shares if is_share else paired_difference)(one, two)
         found |= {figure: mean, f"{figure}_low": low, f"{figure}_high": high}
+        if is_share:
+            names = (f"{figure}_more", f"{figure}_fewer", f"{figure}_p")
+            found |= dict(zip(names, exact_mcnemar(one, two), strict=True))
     return found
 
 
@@ -253,14 +261,32 @@ def tables(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> 
     for kind in KINDS:
         own = [row for row in rows if row["subset"] == kind]
         lines = [f"## {kind} ({own[0]['n']} rows)", ""]
-        lines.append(f"| {' | '.join((*columns, 'cross-entropy', *SHARES))} |")
-        lines.append(f"|{'---|' * len(columns)}---:|{'---:|' * len(SHARES)}")
+        lines.append(f"| {' | '.join((*columns, 'cross-entropy', *SHARES, *ACTIVITY.values()))} |")
+        lines.append(f"|{'---|' * len(columns)}{'---:|' * (1 + len(SHARES) + len(ACTIVITY))}")
         for row in own:
             shares = [
                 percent(row[f"{metric}_right"], row["n"]) if f"{metric}_right" in row else ""
                 for metric in SHARES
             ]
             cells = (*(say(row) for say in columns.values()), f"{row['cross_entropy']:.2g}")
-            lines.append(f"| {' | '.join((*cells, *shares))} |")
+            active = ["" if row.get(name) is None else f"{row[name]:.3g}" for name in ACTIVITY]
+            lines.append(f"| {' | '.join((*cells, *shares, *active))} |")
         found.append("\n".join(lines))
     return "\n\n".join(found)
+
+
+def paired_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """A Markdown table of `differences`, with their intervals; the columns say between what."""
+    lines = [f"| {' | '.join((*columns, *PAIRED))} |"]
+    lines.append(f"|{'---|' * len(columns)}{'---:|' * len(PAIRED)}")
+    for row in rows:
+        cells = [f"{row[name]:g}" if name == "alpha" else str(row[name]) for name in columns]
+        for figure in PAIRED:
+            form = "+.3f" if figure in SHARES else "+.1e"
+            value, low, high = (row[name] for name in (figure, f"{figure}_low", f"{figure}_high"))
+            said = f"{value:{form}} [{low:{form}}, {high:{form}}]"
+            if figure in SHARES:
+                said += f", {row[f'{figure}_more']}:{row[f'{figure}_fewer']}"
+            cells.append(said)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ that is interrupted goes on. What a study measures is kept cell by cell.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +18,12 @@ from benchmarks.machine import machine
 from benchmarks.progress import Progress, TrainingProgress
 from benchmarks.timing import check_threads, say
 from itl_agents.sites import site_of
-from itl_agents.transcoder import Transcoder
+from itl_agents.transcoder import Transcoder, check_model
 from itl_env.errors import ConfigError
 from itl_env.files import read_json, whole_file, write_text
 from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
+from itl_train.run_folder import first_entry
+from itl_train.runs import claim
 from itl_train.settings import check_at_least
 from itl_train.transcoder_config import TranscoderSettings
 
@@ -89,8 +91,10 @@ class ToolformerStudyConfig:
     base: str = ""
     """Gemma Scope, a folder or a hub id, whose transcoders are the bases; else they are trained"""
     text: tuple[str, ...] = ()  # files of sentences to copy, see `itl toolformer data`
-    runs: Path = Path("runs/toolformer")  # folder of what the studies share
+    runs: Path = Path("runs/toolformer-studies")  # folder of what the studies share
     layers: tuple[int, ...] = ()  # whose MLP is replaced; those of the preset if none is named
+    sparsities: tuple[float, ...] = ()
+    """of bases that are trained, one for each level; those of the preset if none is named"""
     seed: int = 0  # drives data, initialisation and the random control
     n_threads: int = 0  # CPU threads; 0 for one a core
 
@@ -144,16 +148,22 @@ class Toolformer:
         model = config.model and fingerprint(config.model)
         wanted = {"preset": config.preset, "model": model, "seed": config.seed}
         wanted |= {"text": [str(Path(each).absolute()) for each in config.text]}
-        wanted |= {"base": config.base}
+        wanted |= {"base": config.base, "sparsities": list(config.sparsities)}
         if file.exists():
             there = read_json(file, "Name another folder of --runs.")
             for key, value in wanted.items():
-                if there[key] != value:
+                was = there.get(key)
+                if was != value:
                     raise ConfigError(
-                        f"{config.runs} was made with {key}={there[key]!r}, not {value!r}; name "
-                        "another folder: --runs."
+                        f"{config.runs} was made with {key}={was!r}, not {value!r}; name another "
+                        "folder: --runs."
                     )
             return
+        if (found := first_entry(config.runs)) is not None:
+            raise ConfigError(
+                f"{config.runs} holds {found!r}, but nothing of these studies; name a new or empty "
+                "folder: --runs."
+            )
         config.runs.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(wanted, indent=1) + "\n")
 
@@ -269,7 +279,7 @@ class Toolformer:
 
         root = self.place("bases")
         for layer in self.layers:
-            for sparsity in self.sizes.sparsities:
+            for sparsity in self.config.sparsities or self.sizes.sparsities:
                 out = base_folder(root, layer, sparsity)
                 if not (out / RESULT).exists():
                     collected = self.activations("base", layer)
@@ -282,7 +292,11 @@ class Toolformer:
         """The base of a layer."""
         from itl_train.transcoder_folders import open_base
 
-        return open_base(self.config.base or str(self.bases), layer, percentile)
+        if not self.config.base:
+            return open_base(str(self.bases), layer, percentile)
+        base = open_base(self.config.base, layer, percentile)
+        check_model(base, self.loaded("base").model, "model than the one before it is fine-tuned")
+        return base
 
     def unexplained(self, base: Transcoder) -> float:
         """What a base leaves of the model before it was fine-tuned, on validation tokens."""
@@ -323,9 +337,10 @@ class Toolformer:
         }
         return Subject(model, tokenizer, rows)
 
-    def course(self) -> Row:
-        """What a report says of how all was made."""
+    def course(self, study: str) -> Row:
+        """What the report of a study says of how all was made."""
         return {
+            "command": _command(study, self.config),
             "preset": self.config.preset,
             "model": Path(self.base_model).name,
             "base": self.config.base or "trained on the model before it was fine-tuned",
@@ -334,6 +349,19 @@ class Toolformer:
             "tuning": self.tuning()[-1],
             "machine": machine(),
         }
+
+
+def _command(study: str, config: ToolformerStudyConfig) -> str:
+    """The command that runs a study so, with files by their names and without its folders."""
+    words = ["itl bench run", study]
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.name in ("out", "runs", "n_threads") or value == option.default:
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        said = [Path(each).name if Path(str(each)).exists() else str(each) for each in values]
+        words += ["--" + option.name.replace("_", "-"), *said]
+    return " ".join([*words, "--out DIR"])
 
 
 class Cells:
@@ -379,8 +407,8 @@ def write_lines(rows: Sequence[Row], file: Path) -> None:
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def begin(config: ToolformerStudyConfig, out: Path) -> Toolformer:
-    """The pipeline of a study, and its folder; raises ConfigError if that is a file."""
+def begin(config: ToolformerStudyConfig, out: Path, study: str) -> Toolformer:
+    """The pipeline of a study, and its folder; raises ConfigError if that is another's."""
     import torch
 
     from benchmarks.rollouts import quiet_transformers
@@ -391,7 +419,7 @@ def begin(config: ToolformerStudyConfig, out: Path) -> Toolformer:
     if config.n_threads:
         torch.set_num_threads(config.n_threads)
     made = Toolformer(config)
-    out.mkdir(parents=True, exist_ok=True)
+    claim(out, f"itl bench run {study}")
     return made
 
 

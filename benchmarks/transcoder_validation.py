@@ -18,6 +18,7 @@ from benchmarks.interventions import Condition, Row
 from benchmarks.progress import Progress
 from benchmarks.statistics import Z, clustered_mean
 from benchmarks.toolformer_study import (
+    SIZES,
     Cells,
     Toolformer,
     ToolformerStudyConfig,
@@ -30,6 +31,8 @@ from itl_env.errors import ConfigError
 from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 from itl_train.transcoder import Fit, fit_of, warn_unexplained
+from itl_train.transcoder_config import check_features
+from itl_train.transcoder_folders import at_percentile
 
 COLUMNS = (
     "layer", "percentile", "L0 of the base", "delta", "its L0", "unexplained", "cosine",
@@ -49,17 +52,31 @@ class TranscoderValidationConfig(ToolformerStudyConfig):
         super().__post_init__()
         if any(not 0 <= each <= 1 for each in self.percentiles):
             raise ConfigError("percentiles must be from 0 to 1.")
+        check_features(self.d_new)
+        if not self.base:
+            n = len(self.sparsities or SIZES[self.preset].sparsities)
+            picked = [at_percentile(n, each) for each in self.percentiles]
+            if len(set(picked)) < len(picked):
+                raise ConfigError(
+                    f"Two of the percentiles pick the same base, of {n} a layer; train more: "
+                    "--sparsities."
+                )
 
 
 def transcoder_validation(
     config: TranscoderValidationConfig, tell: Callable[[str], None] = print
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
-    made = begin(config, config.out)
+    made = begin(config, config.out, "transcoder-validation")
     percentiles = config.percentiles or made.sizes.percentiles
     sizes = config.d_new or made.sizes.d_new
     rows, raw = _measured(made, percentiles, sizes)
-    results = {**made.course(), "n_losses": made.sizes.n_losses, "raw": raw, "rows": rows}
+    results = {
+        **made.course("transcoder-validation"),
+        "n_losses": made.sizes.n_losses,
+        "raw": raw,
+        "rows": rows,
+    }
     write_rows(rows, config.out / "rows.csv")
     write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import validation_figures
@@ -196,11 +213,15 @@ def report(results: Mapping[str, Any]) -> str:
 {tuning["asked_copy"]} sentences are copied without one. Machine: {on["cpu"]}, {on["cores"]} cores.
 Preset {results["preset"]}, seed {results["seed"]}.
 
+    {results.get("command", "itl bench run transcoder-validation --preset laptop")}
+
 Bases: {results["base"]}; deltas were trained on the one after. Reconstruction
 is of what the fine-tuned block adds, over validation tokens: fraction of variance unexplained,
 cosine and ratio of norms a token. `change` is that of the cross-entropy of targets in nats a token,
 over {results["n_losses"]} rows of a subset, with its 95% interval over rows; as it is, the
 model has {raw}.
+
+![unexplained variance and change of cross-entropy](heat.png)
 
 | {" | ".join(COLUMNS)} |
 |---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|

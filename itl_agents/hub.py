@@ -59,6 +59,17 @@ def check_pretrained(name: str) -> None:
     check_model(name)
 
 
+def may_be_of_the_hub(name: str) -> bool:
+    """Whether a name is spelt OWNER/NAME and does not begin with a folder that is here."""
+    owner = name.partition("/")[0]
+    return _is_owner_and_name(name) and not name.endswith(".gguf") and not Path(owner).is_dir()
+
+
+def _is_owner_and_name(name: str) -> bool:
+    _, _, rest = name.partition("/")
+    return bool(rest) and "/" not in rest and not name.startswith((".", "/", "~"))
+
+
 def check_model(name: str, among: Iterable[str] = ()) -> None:
     """Raise ConfigError for what cannot be a model: no file or folder here, and no name of the hub.
 
@@ -68,10 +79,9 @@ def check_model(name: str, among: Iterable[str] = ()) -> None:
     path = Path(name)
     if name in HUB_IDS or path.exists():
         return
-    owner, _, rest = name.partition("/")
-    if rest and "/" not in rest and not name.startswith((".", "/", "~")):
-        if path.suffix != ".gguf" and not Path(owner).is_dir():
-            return
+    if may_be_of_the_hub(name):
+        return
+    if _is_owner_and_name(name):
         raise ConfigError(f"There is no {name} here.")
     others = ", ".join((*among, *HUB_IDS))
     raise ConfigError(

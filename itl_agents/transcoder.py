@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from itl_agents.hub import may_be_of_the_hub
 from itl_agents.sites import Replacement, Site, fingerprint, site_of
 from itl_env.errors import ConfigError, ITLError
 from itl_env.files import read_json
@@ -163,7 +164,12 @@ class Transcoder(nn.Module):
                 raise ConfigError(f"{folder} has {key}={settings[key]!r}, which is not read here.")
         if kind != "jumprelu_transcoder":
             raise ConfigError(f"{folder} holds a {kind}; only JumpReLU transcoders are read.")
-        given = settings.get("metadata", {}).get("itl", {})
+        given = (settings.get("metadata") or {}).get("itl")
+        if not isinstance(given, dict) or not isinstance(given.get("layer"), int):
+            raise ConfigError(
+                f"{folder} does not say its layer and site, as transcoders of `itl transcoder` do; "
+                "write it as a params.npz, and name its layer."
+            )
         known = {field.name for field in fields(About)}
         try:
             weights = load_file(folder / WEIGHTS)
@@ -214,6 +220,8 @@ def gemma_scope(
     folder = Path(source)
     if folder.is_dir():
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("params.npz")]
+    elif not may_be_of_the_hub(str(source)):
+        raise ConfigError(f"There is no folder {source}, and it is no OWNER/NAME of the hub.")
     else:
         names = _hub_names(str(source))
     there = {}

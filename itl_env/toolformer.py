@@ -5,8 +5,8 @@
 
 A row is a prompt and its target: `<tool_call>calculator(603+560)</tool_call>`, or the prompt again.
 A folder holds `train.jsonl` and `validation.jsonl`, in which both kinds are mixed, and three
-subsets to evaluate on: `tool.jsonl`, `copy.jsonl`, and `tool_ood.jsonl`, which asks in words that
-are nowhere else. No prompt, and no operator with its two operands, is in two of these files.
+subsets to evaluate on: `tool.jsonl`, `copy.jsonl`, and `tool_ood.jsonl`, which asks in phrasings
+that are nowhere else. No prompt, and no operator with its two operands, is in two of these files.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ OnProgress = Callable[[int, int, str], None]
 class ToolformerRow(NamedTuple):
     """A prompt and what is to be written after it.
 
-    kind: `tool_ood` is asked in words that are not trained on.
+    kind: `tool_ood` is asked in phrasings that are not trained on.
     value: what the call comes to, as the calculator shows it; empty for a copy.
     """
 

@@ -57,7 +57,13 @@ class Activations:
                 f"{folder} holds no activations; `itl transcoder collect` makes some."
             )
         given = read_json(folder / COLLECTION, "Collect it anew.")
-        self.about = Collected(**{**given, "layers": tuple(given["layers"])})
+        try:
+            self.about = Collected(**{**given, "layers": tuple(given["layers"])})
+        except (KeyError, TypeError):
+            raise ConfigError(
+                f"{folder / COLLECTION} is damaged: it does not say what was collected. Collect it "
+                "anew."
+            ) from None
         self.folder = folder
         if not _done(folder).get("whole"):
             raise ConfigError(f"{folder} is not whole; give its command again, and it goes on.")

@@ -1,9 +1,16 @@
 """The settings of a transcoder's training; they load no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from itl_env.errors import ConfigError
 from itl_train.settings import check_at_least, check_types
+
+
+def check_features(d_new: Sequence[int]) -> None:
+    """Raise ConfigError if a delta would have no features."""
+    if any(each < 1 for each in d_new):
+        raise ConfigError(f"d_new holds {min(d_new)}; features are at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,12 @@ def open_base(source: str, layer: int, percentile: float = 0.5) -> Transcoder:
     if not 0 <= percentile <= 1:
         raise ConfigError(f"percentile is {percentile}; it must be from 0 to 1.")
     found = sorted(map(Transcoder.load, folders), key=lambda each: each.about.l0 or 0.0)
-    return found[min(int(len(found) * percentile), len(found) - 1)]
+    return found[at_percentile(len(found), percentile)]
+
+
+def at_percentile(n: int, percentile: float) -> int:
+    """Which of n bases a percentile picks, in the order of their L0."""
+    return min(int(n * percentile), n - 1)
 
 
 def base_of(delta: Transcoder, root: Path) -> Transcoder:

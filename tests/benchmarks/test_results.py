@@ -1,8 +1,9 @@
 """The committed tables follow from the figures beside them, and the README from both."""
 
+import csv
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,6 @@ def figures(name: str) -> dict[str, Any]:
         ("tool-calling/results.json", "report.md", tool_calling.report),
         ("intervention-dose/results.json", "report.md", intervention_dose.report),
         ("intervention-layers/results.json", "report.md", intervention_layers.report),
-        ("intervention-layers-12-18/results.json", "report.md", intervention_layers.report),
-        ("transcoder-validation-12-18/results.json", "report.md", transcoder_validation.report),
-        ("intervention-dose-12-18/results.json", "report.md", intervention_dose.report),
         ("transcoder-validation/results.json", "report.md", transcoder_validation.report),
         (
             "throughput-transcoders/throughput-transcoders.json",
@@ -260,105 +258,87 @@ def test_the_readme_says_how_many_hostile_inputs_there_are() -> None:
     assert f"Some {round(n, -2)} hostile inputs" in " ".join(README.split())
 
 
-class Interventions:
-    """Figures of a run of `intervention-layers`, as the README says them."""
-
-    def __init__(self, folder: str) -> None:
-        self.found = figures(f"{folder}/results.json")
-
-    def points(self, layer: int, less: str) -> str:
-        """How much more often `full` calls after questions in unseen words."""
-        (row,) = [
-            row
-            for row in self.found["differences"]
-            if (row["layer"], row["less"], row["subset"]) == (layer, less, "tool_ood")
-        ]
-        value, low, high = (100 * row[f"tool_call{end}"] for end in ("", "_low", "_high"))
-        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
-
-    def calls(self, layer: int | None, condition: str, subset: str = "tool_ood") -> str:
-        """How often it calls."""
-        (row,) = [
-            row
-            for row in self.found["rows"]
-            if (row["layer"], row["condition"], row["subset"]) == (layer, condition, subset)
-        ]
-        return f"{100 * row['tool_call']:.1f}%"
+LAYERS = (6, 12, 18, 24)
 
 
-def doses(folder: str) -> dict[tuple[int, float], str]:
-    """How often it calls after questions in unseen words, by layer and alpha."""
-    return {
-        (row["layer"], row["alpha"]): f"{100 * row['tool_call']:.1f}%"
-        for row in figures(f"{folder}/results.json")["rows"]
-        if row["subset"] == "tool_ood"
-    }
-
-
-def test_the_readme_says_what_deltas_at_layers_12_and_18_add_to_calls() -> None:
-    run, dose = Interventions("intervention-layers-12-18"), doses("intervention-dose-12-18")
-    readme = " ".join(README.split())
-    expected = [
-        f"and calls after {run.calls(None, 'raw')}, the base at layer 12 leaves "
-        f"{run.calls(12, 'no_delta')}, half of the delta makes it {dose[12, 0.5]}",
-        f"and the whole delta {run.calls(12, 'full')}: more than each control there, and "
-        f"{run.points(12, 'untuned delta')} points more than a delta of the model before; at layer "
-        f"18 that is {run.points(18, 'untuned delta')}.",
-    ]
-    assert [claim for claim in expected if claim not in readme] == []
-    fits = {
-        row["d_new"]: f"{row['unexplained']:.2f}"
-        for row in figures("transcoder-validation-12-18/results.json")["rows"]
-        if row["layer"] == 12
-    }
-    assert f"leaves {fits[0]} of the variance of the tuned MLP at layer 12" in readme
-    assert f"{fits[32]}, {fits[64]} and {fits[128]} with 32, 64 and 128 features" in readme
-    lows = [
-        row["tool_call_low"]
-        for row in run.found["differences"]
-        if (row["layer"], row["subset"]) == (12, "tool_ood")
-    ]
-    assert len(lows) == 5
-    assert min(lows) > 0
+def points(row: Mapping[str, Any]) -> str:
+    """How much more often one calls than another, as the README says it."""
+    value, low, high = (100 * float(row[f"tool_call{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
-    run, readme = Interventions("intervention-layers"), " ".join(README.split())
+    readme, found = " ".join(README.split()), figures("intervention-layers/results.json")
+    calls = {
+        (row["layer"], row["condition"]): f"{row['tool_call']:.1%}"
+        for row in found["rows"]
+        if row["subset"] == "tool_ood"
+    }
+    more = {
+        (row["layer"], row["less"]): row
+        for row in found["differences"]
+        if row["subset"] == "tool_ood"
+    }
+    dose = {
+        (row["layer"], row["alpha"]): f"{row['tool_call']:.1%}"
+        for row in figures("intervention-dose/results.json")["rows"]
+        if row["subset"] == "tool_ood"
+    }
+    six, twelve, eighteen, last = (points(more[layer, "untuned delta"]) for layer in LAYERS)
     expected = [
-        f"calls after {run.calls(None, 'raw')} of 200 questions in words that it was never",
-        f"{run.calls(6, 'no_delta')} with the base at layer 6",
-        f"{run.calls(6, 'full')} with the delta as well",
-        f"{run.points(6, 'untuned delta')} points more than with a delta",
-        f"at layer 24 {run.points(24, 'untuned delta')}",
+        f"calls after {calls[None, 'raw']} of 200 questions in phrasings that it was never "
+        "trained on",
+        f"With the base at layer 12 in place of the MLP it is {calls[12, 'no_delta']}, with half "
+        f"of the delta {dose[12, 0.5]}",
+        f"with all of it {calls[12, 'full']}: more than with each of the five other ways, and "
+        f"{twelve} points more than with a delta that was trained on the model before",
+        f"At layers 6, 18 and 24 that is {six}, {eighteen} and {last}",
     ]
     assert [claim for claim in expected if claim not in readme] == []
-    ceiling = {row["tool_call"] for row in run.found["rows"] if row["subset"] == "tool"}
-    assert ceiling == {1.0}
-    assert "after 200 questions in words like those it was trained on it always calls" in readme
-    fits = {
-        (row["layer"], row["d_new"]): row
-        for row in figures("transcoder-validation/results.json")["rows"]
-    }
-    before, tuned, beside = (
-        [fits[layer, d_new][column] for layer in (6, 12, 24)]
-        for column, d_new in (("base_unexplained", 0), ("unexplained", 0), ("unexplained", 128))
+    assert min(row["tool_call_low"] for (layer, _), row in more.items() if layer == 12) > 0
+    assert len([layer for layer, _ in more if layer == 12]) == 5
+    known = min(row["tool_call"] for row in found["rows"] if row["subset"] == "tool")
+    assert f"it calls after {known:.1%} or more whatever stands in for one MLP" in readme
+
+
+def test_the_readme_says_what_earlier_fine_tunings_gave() -> None:
+    readme, earlier = " ".join(README.split()), {}
+    for name in ("layers-6-24", "layers-12-18"):
+        file = RESULTS / "intervention-layers-earlier" / f"{name}.csv"
+        for row in csv.DictReader(file.read_text().splitlines()):
+            if (row["less"], row["subset"]) == ("untuned delta", "tool_ood"):
+                earlier[int(row["layer"])] = points(row)
+    expected = (
+        f"{earlier[12]} at layer 12 and {earlier[18]} at 18 in one, {earlier[6]} at layer 6 and "
+        f"{earlier[24]} at 24 in another"
     )
-    said = [f"{min(found):.2f} to {max(found):.2f}" for found in (before, tuned, beside)]
-    assert (
-        f"bases leave {said[0]} of the variance of what MLPs add at layers 6, 12 and 24 before "
-        f"fine-tuning, {said[1]} after it, and {said[2]} with deltas of 128 features"
-    ) in readme
-    dose = doses("intervention-dose")
-    assert f"with half of the delta {dose[6, 0.5]}" in readme
+    assert expected in readme
+
+
+def test_the_readme_says_how_well_transcoders_fit() -> None:
+    rows = figures("transcoder-validation/results.json")["rows"]
+    assert sorted({row["layer"] for row in rows}) == [6, 12, 24]
+
+    def ends(column: str, d_new: int) -> str:
+        values = [row[column] for row in rows if row["d_new"] == d_new]
+        return f"{min(values):.2f} to {max(values):.2f}"
+
+    expected = (
+        f"The bases leave {ends('base_unexplained', 0)} of the variance of what MLPs add at layers "
+        f"6, 12 and 24 before fine-tuning, {ends('unexplained', 0)} after it, and "
+        f"{ends('unexplained', 128)} with deltas of 128 features"
+    )
+    assert expected in " ".join(README.split())
 
 
 def test_the_readme_says_how_fast_transcoders_are() -> None:
     rows = figures("throughput-transcoders/throughput-transcoders.json")["comparisons"]
-    training, _, autograd, collecting, writing = (row["ratio"] for row in rows)
+    training, forward, autograd, collecting, writing = (row["ratio"] for row in rows)
     assert (
-        f"{training:.0%} of the speed of its matrix products alone, {autograd:.1f} times that of "
-        f"autograd; collecting at four layers leaves {collecting:.0%} of the speed of the forward "
-        f"pass, replacing an MLP {writing:.0%} of that of generation"
+        f"{training:.0%} of the speed of its matrix products alone, those of its gradients among "
+        f"them ({forward:.0%} of its two forward ones), {autograd:.1f} times that of autograd; "
+        f"collecting at four layers leaves {collecting:.0%} of the speed of the forward pass, "
+        f"replacing an MLP {writing:.0%} of that of generation"
     ) in " ".join(README.split())
 
 

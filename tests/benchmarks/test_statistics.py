@@ -11,8 +11,11 @@ from benchmarks.statistics import (
     clustered_difference,
     clustered_mean,
     clustered_wilson,
+    exact_mcnemar,
+    holm,
     paired_difference,
     paired_ratio,
+    paired_shares,
     percent,
     standard_error,
     wilson,
@@ -132,3 +135,33 @@ def test_a_difference_is_paired_by_cluster_also_where_sizes_differ() -> None:
         pytest.approx(clustered_mean([2.0, 2.0, 2.1], [10] * 3))
     )
     assert math.isnan(clustered_difference(([2.0], [3]), ([2.0], [3]))[1])
+
+
+def test_intervals_of_paired_shares_cover_the_truth_where_few_items_differ() -> None:
+    draw, covered, n_draws = np.random.default_rng(0), 0, 1_000
+    # Both, only the one, only the other, neither.
+    chances = (0.70, 0.025, 0.005, 0.27)
+    for _ in range(n_draws):
+        kinds = draw.choice(4, size=200, p=chances)
+        own, other = [bool(k in (0, 1)) for k in kinds], [bool(k in (0, 2)) for k in kinds]
+        difference, low, high = paired_shares(own, other)
+        assert low <= difference <= high
+        covered += low <= chances[1] - chances[2] <= high
+    assert 0.935 <= covered / n_draws <= 0.985
+    swapped = paired_shares(other, own)
+    assert swapped == pytest.approx((-difference, -high, -low))
+    _, low, high = paired_shares([True] * 20, [True] * 20)
+    assert low < 0 < high, "no item differs, and others might"
+
+
+def test_mcnemar_is_a_sign_test_of_the_items_that_differ() -> None:
+    for more, fewer in ((5, 0), (4, 0), (12, 3), (7, 7), (0, 0)):
+        own = [True] * more + [False] * fewer + [True] * 9
+        other = [False] * more + [True] * fewer + [True] * 9
+        expected = binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+        assert exact_mcnemar(own, other) == (more, fewer, pytest.approx(expected))
+
+
+def test_holm_corrects_the_smallest_most() -> None:
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]

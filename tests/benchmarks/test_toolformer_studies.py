@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binomtest
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
+from benchmarks import intervention_dose, intervention_layers
 from benchmarks.cli import main
 from benchmarks.interventions import (
     SHARES,
@@ -88,9 +92,13 @@ def test_every_cell_is_measured_and_every_figure_drawn(place):
     assert sorted(len(file.read_text().splitlines()) for file in written) == [4, 4, 4]
 
 
-def test_no_dose_is_the_base_and_a_whole_one_the_delta(place):
+def test_no_dose_is_the_base_and_a_whole_one_the_delta(place, run, tmp_path):
     layers = pd.read_csv(place / "intervention-layers/rows.csv")
-    dose = pd.read_csv(place / "intervention-dose/rows.csv")
+    runs = tmp_path / "runs"  # without the cells that both studies share
+    shutil.copytree(place / "runs", runs, ignore=shutil.ignore_patterns("cells*"))
+    command = ("bench", "run", "intervention-dose", "--runs", runs, "--out", tmp_path / "dose")
+    assert run(*command, "--alphas", 0, 0.5, 1, 1.5)[0] == 0
+    dose = pd.read_csv(tmp_path / "dose/rows.csv")
     for alpha, condition in ((0.0, "no_delta"), (1.0, "full")):
         one = dose[dose["alpha"] == alpha].sort_values(["layer", "subset"])
         other = layers[layers["condition"] == condition].sort_values(["layer", "subset"])
@@ -115,6 +123,73 @@ def test_a_finished_study_is_only_read(place, monkeypatch, run):
     )  # fmt: skip
     with pytest.raises(AssertionError, match="measured again"):
         run(*command, "--alphas", "2.0")
+
+
+def test_a_study_that_is_interrupted_ends_as_a_whole_one(place, run, tmp_path, monkeypatch):
+    runs, out = tmp_path / "runs", tmp_path / "study"
+    shutil.copytree(place / "runs", runs, ignore=shutil.ignore_patterns("cells*"))
+    command = ("bench", "run", "intervention-layers", "--runs", runs, "--out", out)
+    measured, calls = Subject.measured, iter(range(100))
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return measured(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Subject, "measured", interrupted)
+        assert run(*command)[0] == 130
+    assert len(list((runs / "cells").glob("*.json"))) == 5
+    assert run(*command)[0] == 0
+    for file in ("rows.csv", "differences.csv", "report.md"):
+        assert (out / file).read_text() == (place / "intervention-layers" / file).read_text()
+
+
+def test_a_report_says_its_command_and_what_a_dose_has_more_than_none(place):
+    text = (place / "intervention-dose/report.md").read_text()
+    assert "\n    itl bench run intervention-dose --out DIR\n" in text
+    found = pd.read_csv(place / "intervention-dose/differences.csv")
+    assert sorted(set(found["alpha"])) == [0.25, 0.5, 0.75, 1, 1.5]
+    rows = pd.read_csv(place / "intervention-dose/rows.csv").set_index(["layer", "alpha", "subset"])
+    for row in found.to_dict("records"):
+        one, none = (rows.loc[row["layer"], alpha, row["subset"]] for alpha in (row["alpha"], 0.0))
+        assert row["tool_call"] == pytest.approx(one["tool_call"] - none["tool_call"])
+        more = one["cross_entropy"] - none["cross_entropy"]
+        assert row["cross_entropy"] == pytest.approx(more, abs=1e-6)
+
+
+def test_a_folder_of_another_study_or_run_is_refused(place, run, tmp_path):
+    dose = ("bench", "run", "intervention-dose", "--runs")
+    status, _, err = run(*dose, place / "runs", "--out", place / "intervention-layers")
+    assert (status, "belongs to `itl bench run intervention-layers`" in sentence(err)) == (2, True)
+    (tmp_path / "file").touch()
+    status, _, err = run(*dose, tmp_path, "--out", tmp_path / "new")
+    assert (status, "holds 'file', but nothing of these studies" in sentence(err)) == (2, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_findings_go_by_exact_tests_corrected_for_how_many_they_are():
+    splits = {"no_delta": (15, 1), "bias only": (6, 0), "turned delta": (0, 12)}
+    paired = [
+        {"layer": 3, "less": name, "subset": "tool_ood", "tool_call": more - fewer,
+         "tool_call_p": binomtest(more, more + fewer).pvalue}
+        for name, (more, fewer) in splits.items()
+    ]  # fmt: skip
+    known = {**paired[1], "subset": "tool", "tool_call_p": 0.0}
+    assert intervention_layers.findings([*paired, known]) == (
+        "- layer 3: more often than no_delta, bias only; less often than turned delta"
+    )
+    paired[1]["tool_call_p"] = binomtest(5, 5).pvalue  # whose interval may not hold 0
+    assert intervention_layers.findings(paired).endswith("not told apart from bias only")
+    doses = [
+        {"layer": 3, "alpha": alpha, "subset": "tool_ood", "tool_call": 0.02, "tool_call_p": p}
+        for alpha, p in ((0.5, 0.03), (1.0, 0.01))
+    ]
+    assert intervention_dose.findings(doses) == (
+        "- layer 3: +2.0% at 0.5 (told from 0); +2.0% at 1 (told from 0)"
+    )
+    doses[1]["tool_call_p"] = 0.03
+    assert intervention_dose.findings(doses) == "- layer 3: +2.0% at 0.5; +2.0% at 1"
 
 
 def test_conditions_do_what_they_are_named(place):
@@ -197,6 +272,18 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     status, said, _ = run(*delta)
     assert status == 0
     assert run(*delta)[:2] == (0, said)
+    many = (
+        "transcoder",
+        "delta",
+        "--activations",
+        runs / "activations-tuned-0-1",
+        "--layers",
+        1,
+        0,
+    )
+    status, _, err = run(*many, "--base", tmp_path / "bases", "--out", tmp_path / "refused")
+    assert (status, "holds no transcoder of layer 0" in sentence(err)) == (2, True)
+    assert not (tmp_path / "refused").exists()
     made = tmp_path / "deltas/layer-01/percentile-50/d-3/transcoder"
     base = next(
         folder
@@ -249,6 +336,21 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
             ["transcoder", "delta", "--activations", "x", "--base", "y", "--d-new", "0"],
             "d_new holds 0",
         ),
+        (["bench", "run", "transcoder-validation", "--d-new", "32", "0"], "d_new holds 0"),
+        (
+            [
+                "bench",
+                "run",
+                "transcoder-validation",
+                "--sparsities",
+                "1",
+                "--percentiles",
+                "0",
+                "1",
+            ],
+            "Two of the percentiles pick the same base",
+        ),
+        (["bench", "run", "intervention-dose", "--alphas", "nan"], "alphas must be finite"),
         (["transcoder", "fuse", "no", "such", "--out", "x"], "no holds no transcoder"),
         (["bench", "run", "intervention-dose", "--preset", "laptop"], "name one: --model"),
         (["bench", "run", "intervention-dose", "--alphas"], "alphas"),
@@ -294,7 +396,9 @@ def test_differences_are_paired():
     # 1.96 standard errors of the mean of 0, 1, 2, 3
     half = 1.959964 * (5 / 3) ** 0.5 / 2
     assert found["cross_entropy_high"] == pytest.approx(1.5 + half, rel=1e-5)
-    assert (found["tool_call"], found["tool_call_low"], found["exact"]) == (1.0, 1.0, 0.25)
+    assert (found["tool_call"], found["exact"]) == (1.0, 0.25)
+    assert (found["tool_call_more"], found["tool_call_fewer"]) == (4, 0)
+    assert found["tool_call_p"] == pytest.approx(2 / 2**4)
     change = _changes(dict.fromkeys(KINDS, LOSSES), {kind: [1.0] * 4 for kind in KINDS})
     assert change["change_tool"] == pytest.approx(1.5)
     assert change["change_tool_half"] == pytest.approx(half, rel=1e-5)

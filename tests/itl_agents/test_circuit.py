@@ -310,6 +310,17 @@ def test_the_margin_is_one_in_the_longest_dialogue():
     assert margin(circuit, render(episode, ByteTokenizer())) == 1.0
 
 
+@pytest.mark.parametrize("style", ["compact", "fenced"])
+def test_every_head_looks_at_one_place_and_at_no_other(style):
+    task = task_of(people(2), style=style)
+    circuit = CircuitAgent(task).circuit
+    for episode in rollout(ExpertAgent(task), task, task.facts()):
+        ids = torch.tensor([render(episode, ByteTokenizer()).input_ids])
+        for weights in circuit.attention(ids):
+            assert set(weights.unique().tolist()) == {0.0, 1.0}
+            assert (weights.sum(dim=-1) == 1).all()
+
+
 def test_the_margin_of_a_wrong_dialogue_is_negative():
     task = task_of(people(1))
     (episode, *_) = rollout(ExpertAgent(task), task, task.facts())

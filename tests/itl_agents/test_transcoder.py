@@ -171,6 +171,10 @@ def test_damaged_folders_are_named(tmp_path):
     (tmp_path / "it" / "cfg.json").write_text(json.dumps(odd))
     with pytest.raises(ConfigError, match="has normalize_activations='layer_norm', which is not"):
         Transcoder.load(tmp_path / "it")
+    for unsaid in ({"sae_lens_version": "6"}, None, {"itl": {"layer": "x"}}):
+        (tmp_path / "it" / "cfg.json").write_text(json.dumps({**settings, "metadata": unsaid}))
+        with pytest.raises(ConfigError, match="does not say its layer and site"):
+            Transcoder.load(tmp_path / "it")
     (tmp_path / "it" / "cfg.json").write_text("[]")
     with pytest.raises(ConfigError, match=r"cfg\.json holds no settings"):
         Transcoder.load(tmp_path / "it")
@@ -202,6 +206,15 @@ def test_without_a_connection_the_hub_is_named(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ITLError, match="no folder here and cannot be had from the hub"):
         gemma_scope("nobody/no-such-transcoders", 1)
+
+
+def test_a_misspelt_folder_of_transcoders_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: pytest.fail("it was asked"))
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("bases", "runs/bases", "a/b/c", str(tmp_path / "bases")):
+        with pytest.raises(ConfigError, match=f"There is no folder {name}, and it is no OWNER"):
+            gemma_scope(name, 1)
 
 
 LOADER = """

@@ -151,6 +151,11 @@ def test_what_cannot_be_collected_is_refused(tmp_path):
         collect(model, [[1], [1]], [0], tmp_path / "b", skip_ids=[1])
     with pytest.raises(ConfigError, match="holds no activations"):
         Activations(tmp_path)
+    (tmp_path / "odd").mkdir()
+    for said in ("{}", "[]", '{"layers": 3}'):
+        (tmp_path / "odd" / "collection.json").write_text(said)
+        with pytest.raises(ConfigError, match=r"collection\.json is damaged: it does not say what"):
+            Activations(tmp_path / "odd")
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "file").touch()
     with pytest.raises(ConfigError, match="holds 'file', but no collection"):
