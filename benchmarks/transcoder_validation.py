@@ -213,7 +213,7 @@ def report(results: Mapping[str, Any]) -> str:
 {tuning["asked_copy"]} sentences are copied without one. Machine: {on["cpu"]}, {on["cores"]} cores.
 Preset {results["preset"]}, seed {results["seed"]}.
 
-    {results.get("command", "itl bench run transcoder-validation --preset laptop")}
+    {results["command"]}
 
 Bases: {results["base"]}; deltas were trained on the one after. Reconstruction
 is of what the fine-tuned block adds, over validation tokens: fraction of variance unexplained,

@@ -317,16 +317,17 @@ def test_the_readme_says_what_earlier_fine_tunings_gave() -> None:
 
 def test_the_readme_says_how_well_transcoders_fit() -> None:
     rows = figures("transcoder-validation/results.json")["rows"]
-    assert sorted({row["layer"] for row in rows}) == [6, 12, 24]
+    assert sorted({row["layer"] for row in rows}) == list(LAYERS)
 
     def ends(column: str, d_new: int) -> str:
         values = [row[column] for row in rows if row["d_new"] == d_new]
         return f"{min(values):.2f} to {max(values):.2f}"
 
     expected = (
-        f"The bases leave {ends('base_unexplained', 0)} of the variance of what MLPs add at layers "
-        f"6, 12 and 24 before fine-tuning, {ends('unexplained', 0)} after it, and "
-        f"{ends('unexplained', 128)} with deltas of 128 features"
+        f"The bases leave {ends('base_unexplained', 0)} of the variance of what these MLPs add "
+        f"before fine-tuning and {ends('unexplained', 0)} after it; 32, 64 and 128 features beside "
+        f"them leave {ends('unexplained', 32)}, {ends('unexplained', 64)} and "
+        f"{ends('unexplained', 128)}"
     )
     assert expected in " ".join(README.split())
 
