@@ -255,7 +255,7 @@ def size_of(attributes: Sequence[str], style: Style) -> Row:
 
 
 def sampled_places(n_names: int, n: int) -> list[int]:
-    """N places of a world of that many, drawn evenly, each once; fewer where draws meet."""
+    """Places in a world of that many, drawn evenly, each once; fewer where draws meet."""
     draws = streams.uniform_index(
         streams.key(0, "sampled names"), np.arange(n, dtype=np.uint64), n_names
     )
