@@ -141,6 +141,9 @@ def run_rollout(config: Rollout) -> None:
         except EnvironmentFailure as error:  # a server that died, or the database
             kept = f"{count.asked:,} episodes are kept; the same command goes on."
             raise EnvironmentFailure(f"{error} {kept}") from error
+        except ITLError as error:  # a question that the agent was not made for
+            kept = f"{count.asked:,} episodes are kept in {unfinished(config.out)}."
+            raise type(error)(f"{error} {kept}") from error
         _flags_file(config).unlink()
         task.close()
     print(f"{agent.name}, {config.mode}: {describe(count)}")

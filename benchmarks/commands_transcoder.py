@@ -82,12 +82,17 @@ class TranscoderTrain(TranscoderCourse):
 
 def transcoder_train(config: TranscoderTrain) -> None:
     """Train what is left, and print how well each fits."""
+    from itl_train.runs import claim
     from itl_train.transcoder import TranscoderRun
     from itl_train.transcoder_folders import base_folder
 
     train, validation = _parts(config.activations)
+    layers = config.layers or train.about.layers
+    for layer in layers:  # all of them, before a run is begun
+        train.of_layer(layer)
+    claim(config.out, "itl transcoder train")
     runs = {}
-    for layer in config.layers or train.about.layers:
+    for layer in layers:
         for sparsity in config.sparsity:
             settings = _settings(config, config.d_sae, sparsity)
             out = base_folder(config.out, layer, sparsity)
@@ -120,6 +125,7 @@ class TranscoderDelta(TranscoderCourse):
 
 def transcoder_delta(config: TranscoderDelta) -> None:
     """Train what is left, and print how well each fits together with its base."""
+    from itl_train.runs import claim
     from itl_train.transcoder import TranscoderRun
     from itl_train.transcoder_folders import delta_folder, open_base
 
@@ -129,6 +135,7 @@ def transcoder_delta(config: TranscoderDelta) -> None:
         for layer in config.layers or train.about.layers
         for percentile in config.percentile
     }
+    claim(config.out, "itl transcoder delta")
     runs = {}
     for (layer, percentile), base in bases.items():
         for d_new in config.d_new:
@@ -144,7 +151,8 @@ def transcoder_delta(config: TranscoderDelta) -> None:
 class TranscoderFuse:
     """Write a base and its delta as one transcoder, for SAELens or as Gemma Scope has them."""
 
-    base: tyro.conf.Positional[Path]  # folder of the base, or of all bases; or a params.npz
+    base: tyro.conf.Positional[str]
+    """of the base, or of all bases: a folder, or Gemma Scope as for `delta`; or one params.npz"""
     delta: tyro.conf.Positional[Path]  # folder of the delta
     out: Path  # new folder, or a file that ends in .npz
     layer: int = -1  # of a params.npz, which does not say it
@@ -169,9 +177,10 @@ def transcoder_fuse(config: TranscoderFuse) -> None:
 class TranscoderValidate:
     """Measure how well a transcoder, or a base with its delta, gives what an MLP adds."""
 
-    transcoder: tyro.conf.Positional[Path]  # its folder, or with a delta that of all bases; or .npz
+    transcoder: tyro.conf.Positional[str]
+    """its folder, or a params.npz; with a delta, its base as for `fuse`"""
     activations: Path  # a collection of the model: its folder, or that of both parts
-    delta: str = ""  # folder of a delta beside it
+    delta: Path | None = None  # folder of a delta beside it
     layer: int = -1  # of a params.npz, which does not say it
 
 
@@ -186,11 +195,11 @@ def transcoder_validate(config: TranscoderValidate) -> None:
     is_one = (config.activations / COLLECTION).exists()
     found = Activations(config.activations if is_one else config.activations / "validation")
     base = None
-    if config.delta:
-        base, one = _open_pair(config.transcoder, Path(config.delta), config.layer)
+    if config.delta is not None:
+        base, one = _open_pair(config.transcoder, config.delta, config.layer)
         check_pair(base, one)
     else:
-        one = _open(config.transcoder, config.layer)
+        one = _open(Path(config.transcoder), config.layer)
     about = one.about
     if about.base_hash and base is None:
         raise ConfigError("This is a delta, which is measured with its base: BASE --delta DELTA.")
@@ -254,13 +263,14 @@ def _fits(runs: "Sequence[TranscoderRun]") -> str:
     return "\n".join(lines)
 
 
-def _open_pair(base: Path, delta: Path, layer: int) -> "tuple[Transcoder, Transcoder]":
-    """A base, by its own folder or among all bases in one, and a delta."""
+def _open_pair(base: str, delta: Path, layer: int) -> "tuple[Transcoder, Transcoder]":
+    """A base, by itself or among all bases, and a delta."""
     from itl_train.transcoder_folders import base_of
 
-    if not any(base.glob("layer-*")):
-        return _open(base, layer), _open(delta)
-    one = _open(delta)
+    one, path = _open(delta), Path(base)
+    if path.suffix == ".npz" or (path.is_dir() and not any(path.glob("layer[-_]*"))):
+        return _open(path, layer), one
+    _no_layer(base, layer)
     return base_of(one, base), one
 
 
@@ -268,7 +278,13 @@ def _open(path: Path, layer: int = -1) -> "Transcoder":
     from itl_agents.transcoder import About, Transcoder, load_npz
 
     if path.suffix != ".npz":
+        _no_layer(path, layer)
         return Transcoder.load(path)
     if layer < 0:
         raise ConfigError(f"{path} does not say its layer; name it with --layer.")
     return load_npz(path, About(layer=layer))
+
+
+def _no_layer(place: Path | str, layer: int) -> None:
+    if layer >= 0:
+        raise ConfigError(f"--layer is of a params.npz; {place} says its own.")

@@ -15,6 +15,7 @@ from benchmarks.interventions import (
     DOSES,
     Condition,
     Row,
+    cell_name,
     differences,
     paired_table,
     tables,
@@ -86,7 +87,6 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> tuple[list[Ro
     model_hash = fingerprint(subject.model)
     total = len(KINDS) * len(made.layers) * len(config.alphas)
     cells = Cells(made.place("cells"), total)
-    pair = f"percentile-{config.percentile * 100:g}-d-{config.n_new}"
     rows: list[Row] = []
     each: dict[tuple[int, float, str], list[Row]] = {}
     with Progress("cells", total) as progress:
@@ -98,9 +98,9 @@ def _measured(made: Toolformer, config: InterventionDoseConfig) -> tuple[list[Ro
             for alpha in config.alphas:
                 instead, features = dosed(base, delta, alpha), delta if alpha else None
                 condition = Condition(f"alpha {alpha:g}", site, instead, base, features)
-                dose = DOSES.get(alpha, f"alpha-{alpha:g}")
+                dose = DOSES.get(alpha, condition.name)
                 for kind in KINDS:
-                    name = f"layer-{layer:02d}-{pair}-{dose}-{kind}"
+                    name = cell_name(layer, config.percentile, config.n_new, dose, kind)
                     made_by = {
                         "model": model_hash, "rows": subject.digest(kind), "base": base.hash,
                         "delta": delta.hash,

@@ -19,6 +19,7 @@ from benchmarks.interventions import (
     DOSES,
     Condition,
     Row,
+    cell_name,
     conditions,
     differences,
     paired_table,
@@ -110,16 +111,15 @@ def _measured(made: Toolformer, config: InterventionLayersConfig) -> tuple[list[
     subject = made.subject(made.sizes.n_evaluate)
     model_hash = fingerprint(subject.model)
     cells = Cells(made.place("cells"), len(KINDS) * (1 + len(made.layers) * N_CONDITIONS))
-    pair = f"percentile-{percentile * 100:g}-d-{d_new}"
     rows: list[Row] = []
     each: dict[tuple[int | None, str, str], list[Row]] = {}
     with Progress("cells", cells.total) as progress:
 
         def take(condition: Condition, layer: int | None, made_by: Mapping[str, Any]) -> None:
             for kind in KINDS:
-                where = "raw" if layer is None else f"layer-{layer:02d}-{pair}-"
-                where += "" if layer is None else condition.name.replace(" ", "-")
-                name = f"{where}-{kind}"
+                name = f"raw-{kind}"
+                if layer is not None:
+                    name = cell_name(layer, percentile, d_new, condition.name, kind)
                 wanted = {"model": model_hash, "rows": subject.digest(kind), **made_by}
                 measure = partial(subject.measured, condition, kind)
                 found, written = cells.measured(name, wanted, measure, progress)

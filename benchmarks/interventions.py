@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from benchmarks.statistics import exact_mcnemar, paired_difference, paired_share
 from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
-from itl_train.activations import batches_of, kept_of, padded
+from itl_train.activations import batches_of, kept_of, run_blocks
 from itl_train.toolformer_text import bos_ids, format_example, generate_texts, target_losses
 from itl_train.transcoder import CHUNK
 
@@ -133,12 +134,7 @@ class Subject:
         with recorded(self.model, [site]) as seen:
             for batch in batches_of(texts, order, 4_096):
                 some = [texts[i] for i in batch]
-                ids, mask = padded(some)
-                self.model.base_model(
-                    input_ids=ids.to(self.model.device),
-                    attention_mask=mask.to(self.model.device),
-                    use_cache=False,
-                )
+                run_blocks(self.model, some)
                 read = seen[site.layer].read
                 found.append(read[kept_of(some, skipped).to(read.device)])
         return torch.cat(found)
@@ -160,27 +156,36 @@ _JUDGES: Mapping[str, Callable[[ToolformerRow, str], bool]] = {
 # -- what stands in ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Means:
-    """Of the activations of a fine-tuned model at a layer, each (d_model).
+    """Of the activations of a fine-tuned model at a layer, computed when they are first asked for.
 
-    wrote: what the block adds. left: what the base leaves of it.
+    base: what leaves a part of them. read, wrote: of all tokens of a collection, each
+    (n_tokens, d_model).
     """
 
-    wrote: Tensor
-    left: Tensor
+    def __init__(self, base: Transcoder, read: Tensor, wrote: Tensor) -> None:
+        self._base, self._passed = base, (read, wrote)
 
+    @property
+    def wrote(self) -> Tensor:
+        """Mean of what the block adds, (d_model)."""
+        return self._both[0]
 
-@torch.inference_mode()
-def means_of(base: Transcoder, read: Tensor, wrote: Tensor) -> Means:
-    """Over all tokens of a collection, each (n_tokens, d_model)."""
-    whole = torch.zeros(base.d_model, dtype=torch.float64)
-    left = torch.zeros_like(whole)
-    for start in range(0, len(read), CHUNK):
-        x, y = read[start : start + CHUNK].float(), wrote[start : start + CHUNK].float()
-        whole += y.double().sum(0)
-        left += (y - base(x)).double().sum(0)
-    return Means((whole / len(read)).float(), (left / len(read)).float())
+    @property
+    def left(self) -> Tensor:
+        """Mean of what the base leaves of it, (d_model)."""
+        return self._both[1]
+
+    @cached_property
+    @torch.inference_mode()
+    def _both(self) -> tuple[Tensor, Tensor]:
+        whole = torch.zeros(self._base.d_model, dtype=torch.float64)
+        left, n = torch.zeros_like(whole), len(self._passed[0])
+        for start in range(0, n, CHUNK):
+            x, y = (part[start : start + CHUNK].float() for part in self._passed)
+            whole += y.double().sum(0)
+            left += (y - self._base(x)).double().sum(0)
+        return (whole / n).float(), (left / n).float()
 
 
 def mean_ablation(means: Means) -> Replacement:
@@ -202,6 +207,12 @@ def turned(base: Transcoder, delta: Transcoder, seed: int) -> Replacement:
     turn, upper = torch.linalg.qr(drawn)
     turn = turn * torch.sign(torch.diagonal(upper))  # uniform over orthogonal matrices
     return lambda x, _: base(x) + delta(x) @ turn
+
+
+def cell_name(layer: int, percentile: float, d_new: int, condition: str, kind: Kind) -> str:
+    """Where a condition is written down; what two studies ask for they share."""
+    place = f"layer-{layer:02d}-percentile-{percentile * 100:g}-d-{d_new}"
+    return f"{place}-{condition.replace(' ', '-')}-{kind}"
 
 
 DOSES = {0.0: "no_delta", 1.0: "full"}

@@ -87,10 +87,12 @@ def throughput_transcoders(
         torch.set_num_threads(config.n_threads)
     began = time.perf_counter()
     model = _model(config.model, sizes)
-    comparisons = [*training(sizes), collection(model, sizes), generation(model, sizes)]
+    d_model = int(model.config.get_text_config().hidden_size)
+    comparisons = [*training(sizes, d_model), collection(model, sizes), generation(model, sizes)]
     results = {
         "preset": config.preset,
         "model": Path(config.model).name or "random weights of SmolLM2-135M's shape",
+        "d_model": d_model,
         "n_threads": torch.get_num_threads(),
         "comparisons": comparisons,
         "machine": machine(),
@@ -110,10 +112,10 @@ def _model(name: str, sizes: Sizes) -> PreTrainedModel:
     return LlamaForCausalLM(settings).eval()
 
 
-def training(sizes: Sizes) -> list[dict[str, Any]]:
+def training(sizes: Sizes, d_model: int) -> list[dict[str, Any]]:
     """Tokens a second of training steps, against their products alone and against autograd."""
     settings = TranscoderSettings(d_sae=sizes.d_sae, sparsity=1.0)
-    d_model, n = sizes.model["hidden_size"], sizes.batch_tokens
+    n = sizes.batch_tokens
     x, target = torch.randn(n, d_model), torch.randn(n, d_model)
     own = Features(d_model, settings, torch.zeros(d_model))
     optimizer = torch.optim.Adam(own.trained(), lr=1e-4, betas=(0.0, 0.999), fused=True)
@@ -202,14 +204,15 @@ def plain_loss(
 def collection(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
     """Tokens a second that are collected at four layers, against those of the forward pass."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary = sizes.model["vocab_size"]
+    vocabulary = model.config.get_text_config().vocab_size
     lengths = torch.randint(20, 81, (sizes.n_texts,), generator=generator).tolist()
     texts = [
         [1, *torch.randint(3, vocabulary, (length - 1,), generator=generator).tolist()]
         for length in lengths
     ]
     n = sum(lengths)
-    layers = [i * model.config.num_hidden_layers // 4 for i in range(4)]
+    depth = model.config.get_text_config().num_hidden_layers
+    layers = [i * depth // 4 for i in range(4)]
 
     def collected() -> int:
         with tempfile.TemporaryDirectory() as folder:
@@ -233,7 +236,8 @@ def collection(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
 def generation(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
     """Tokens a second that are written while a transcoder replaces an MLP, and without."""
     generator = torch.Generator().manual_seed(0)
-    d_model = int(model.config.hidden_size)
+    shape = model.config.get_text_config()
+    d_model = shape.hidden_size
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) / d_model**0.5
@@ -245,10 +249,10 @@ def generation(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
         "b_dec": draw(d_model),
         "threshold": torch.ones(sizes.d_sae),
     }
-    layer = model.config.num_hidden_layers // 2
+    layer = shape.num_hidden_layers // 2
     transcoder = Transcoder(weights, About(layer=layer))
     prompts = [
-        [1, *torch.randint(3, sizes.model["vocab_size"], (24,), generator=generator).tolist()]
+        [1, *torch.randint(3, shape.vocab_size, (24,), generator=generator).tolist()]
         for _ in range(sizes.lanes)
     ]
 
@@ -274,7 +278,7 @@ def report(results: dict[str, Any]) -> str:
 
 Machine: {on["cpu"]}, {on["cores"]} cores, {on["system"]}, torch {on["torch"]},
 {results["n_threads"]} threads. Preset {results["preset"]}; {results["model"]}. Transcoders have a
-width of {sizes.model["hidden_size"]}, {sizes.d_sae:,} features and {sizes.batch_tokens:,} tokens a
+width of {results["d_model"]}, {sizes.d_sae:,} features and {sizes.batch_tokens:,} tokens a
 step.
 
 Figures are medians [lowest, highest] of the rounds; the sides take turns. A ratio is the share of

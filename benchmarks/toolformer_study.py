@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from benchmarks.interventions import Means, Row, Subject, means_of
+from benchmarks.interventions import Means, Row, Subject
 from benchmarks.machine import machine
 from benchmarks.progress import Progress, TrainingProgress
 from benchmarks.timing import check_threads, say
@@ -327,7 +327,7 @@ class Toolformer:
     def means(self, layer: int, base: Transcoder) -> Means:
         """Of the fine-tuned model at a layer."""
         train, _ = self.activations("tuned", layer)
-        return means_of(base, train.read(layer), train.wrote(layer))
+        return Means(base, train.read(layer), train.wrote(layer))
 
     def subject(self, n: int) -> Subject:
         """The fine-tuned model and n rows of each subset."""

@@ -6,8 +6,10 @@ from typing import Any
 
 from benchmarks.progress import Progress
 from itl_agents.pretrained import Pretrained
+from itl_agents.sites import site_of
 from itl_env.toolformer import TRAIN, VALIDATION, toolformer_rows_in
 from itl_train.activations import Activations, collect
+from itl_train.runs import claim
 from itl_train.toolformer_text import bos_ids, format_example
 from itl_train.transcoder import TranscoderRun
 
@@ -35,6 +37,9 @@ def collect_parts(
     for part, file in PARTS.items():
         rows = toolformer_rows_in(data, file)[: n_rows or None]
         texts[part] = [format_example(row.prompt, row.target, tokenizer).input_ids for row in rows]
+    for layer in layers:  # before there is a folder
+        site_of(pretrained.model, layer)
+    claim(out, "itl transcoder collect")
     found = []
     for part, some in texts.items():
         with Progress(f"activations of {name or source}, {part}", 0) as progress:

@@ -25,6 +25,7 @@ from benchmarks.toolformer_study import (
     begin,
     write_rows,
 )
+from itl_agents.gemma_scope import at_percentile
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError
@@ -32,7 +33,6 @@ from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 from itl_train.transcoder import Fit, fit_of, warn_unexplained
 from itl_train.transcoder_config import check_features
-from itl_train.transcoder_folders import at_percentile
 
 COLUMNS = (
     "layer", "percentile", "L0 of the base", "delta", "its L0", "unexplained", "cosine",

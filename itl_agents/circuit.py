@@ -71,6 +71,7 @@ from itl_agents.scripted import read_question
 from itl_env.dialogue import (
     ERROR_PREFIX,
     NO_RESULT,
+    STYLES,
     VOWELS,
     Phrasing,
     Style,
@@ -129,13 +130,15 @@ def build_circuit(
     phrasing: of each attribute; by default those of `itl_env.dialogue`. max_name_length,
     max_value_length: bytes; they bound the length of a dialogue, not the weights.
 
-    Raises ConfigError for dialogues longer than `MAX_LENGTH` tokens, for phrasings of which too
-    many fit the same questions, and for so much text to read or so many attributes that sums would
-    not be exact.
+    Raises ConfigError for another style, for dialogues longer than `MAX_LENGTH` tokens, for
+    phrasings of which too many fit the same questions, and for so much text to read or so many
+    attributes that sums would not be exact.
     """
     phrasing = phrasings(tuple(attributes)) if phrasing is None else phrasing
     if missing := [attribute for attribute in attributes if attribute not in phrasing]:
         raise ConfigError(f"The attribute {missing[0]!r} has no phrasing.")
+    if style not in STYLES:
+        raise ConfigError(f"style is {style!r}; it must be one of {', '.join(STYLES)}.")
     words = {attribute: phrasing[attribute] for attribute in attributes}
     if not words or min(max_name_length, max_value_length) < 1:
         raise ConfigError("A circuit needs an attribute, and room for a name and a value.")
@@ -422,5 +425,5 @@ class CircuitAgent(NanoLlamaAgent):
         if (n_bytes := len(text.encode())) > most:
             raise OutsideFamily(
                 f"The {what} {text!r} has {n_bytes} bytes, more than the {most} that the circuit "
-                f"was built for; raise max_{what}_length."
+                f"was built for; `CircuitAgent` takes a larger max_{what}_length."
             )

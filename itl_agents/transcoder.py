@@ -5,7 +5,7 @@
 x is what a site reads and y what it is to add to the residual stream (`itl_agents.sites`). A delta
 is a transcoder without a bias of its own, whose output is added to that of a base: base + alpha *
 delta. Folders have the layout of SAELens (`cfg.json`, `sae_weights.safetensors`), which can load
-them; Gemma Scope's `params.npz` are read and written, too.
+them; `params.npz` as Gemma Scope has them (`itl_agents.gemma_scope`) are read and written, too.
 """
 
 import hashlib
@@ -24,9 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from itl_agents.hub import may_be_of_the_hub
 from itl_agents.sites import Replacement, Site, fingerprint, site_of
-from itl_env.errors import ConfigError, ITLError
+from itl_env.errors import ConfigError
 from itl_env.files import read_json
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -197,69 +196,6 @@ def load_npz(file: Path, about: About) -> Transcoder:
         return Transcoder(weights, about)
     except ConfigError as error:
         raise ConfigError(f"{file} holds no transcoder: {error}") from None
-
-
-# -- Gemma Scope -------------------------------------------------------------------------------
-
-GEMMA_SCOPE = "google/gemma-scope-2b-pt-transcoders"
-
-
-def gemma_scope(
-    source: str | Path, layer: int, *, percentile: float = 0.5, width: str = "16k", model: str = ""
-) -> Transcoder:
-    """The transcoder of a layer from Gemma Scope, by how many of its features are active.
-
-    source: a repository of the hub, such as `GEMMA_SCOPE`, or a folder with the same names:
-    `layer_12/width_16k/average_l0_6/params.npz`. percentile: 0 picks the sparsest, 1 the densest.
-
-    Raises ConfigError if there is none for the layer, and ITLError if the hub cannot be reached.
-    """
-    if not 0 <= percentile <= 1:
-        raise ConfigError(f"percentile is {percentile}; it must be from 0 to 1.")
-    start = f"layer_{layer}/width_{width}/average_l0_"
-    folder = Path(source)
-    if folder.is_dir():
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("params.npz")]
-    elif not may_be_of_the_hub(str(source)):
-        raise ConfigError(f"There is no folder {source}, and it is no OWNER/NAME of the hub.")
-    else:
-        names = _hub_names(str(source))
-    there = {}
-    for name in names:
-        l0 = name.removeprefix(start).removesuffix("/params.npz")
-        if name.startswith(start) and l0.isdigit():
-            there[int(l0)] = name
-    if not there:
-        raise ConfigError(f"{source} holds no transcoder at {start}*/params.npz.")
-    chosen = sorted(there)[min(int(len(there) * percentile), len(there) - 1)]
-    file = folder / there[chosen] if folder.is_dir() else _hub_file(str(source), there[chosen])
-    return load_npz(file, About(model=model, layer=layer, l0=float(chosen)))
-
-
-def _hub_names(repository: str) -> list[str]:
-    from huggingface_hub import list_repo_files
-
-    try:
-        return list(list_repo_files(repository))
-    except Exception as error:  # it raises what its client raises
-        raise _no_hub(repository, error) from error
-
-
-def _hub_file(repository: str, name: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, name))
-    except Exception as error:
-        raise _no_hub(repository, error) from error
-
-
-def _no_hub(repository: str, error: Exception) -> ITLError:
-    said = str(error).strip().splitlines()
-    return ITLError(
-        f"{repository} is no folder here and cannot be had from the hub: "
-        f"{said[0] if said else type(error).__name__}; download it and name its folder."
-    )
 
 
 # -- deltas ------------------------------------------------------------------------------------

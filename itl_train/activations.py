@@ -148,12 +148,7 @@ def collect(
             for which in ("read", "wrote")
         }
         for place in range(done, len(batches)):
-            ids, mask = padded([texts[i] for i in batches[place]])
-            model.base_model(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                use_cache=False,
-            )
+            run_blocks(model, [texts[i] for i in batches[place]])
             for site in sites:
                 passed = seen[site.layer]
                 for which, values in (("read", passed.read), ("wrote", passed.wrote)):
@@ -241,6 +236,12 @@ def padded(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts])
     mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in texts])
     return ids, mask
+
+
+def run_blocks(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> None:
+    """Run token ids side by side through a model's blocks, for what hooks see there."""
+    ids, mask = (each.to(model.device) for each in padded(texts))
+    model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
 def kept_of(texts: Sequence[Sequence[int]], skipped: Tensor) -> Tensor:

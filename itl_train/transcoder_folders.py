@@ -7,9 +7,11 @@ The percentile picks among the bases of a layer in the order of their L0, as amo
 Gemma Scope: larger is denser.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from itl_agents.transcoder import Transcoder, gemma_scope
+from itl_agents.gemma_scope import at_percentile, gemma_scope, levels, load_level
+from itl_agents.transcoder import Transcoder
 from itl_env.errors import ConfigError
 from itl_train.transcoder import RESULT
 
@@ -29,34 +31,40 @@ def open_base(source: str, layer: int, percentile: float = 0.5) -> Transcoder:
 
     Raises ConfigError if there is none, and what `gemma_scope` raises.
     """
-    root = Path(source)
-    folders = sorted(_layer(root, layer).glob(f"sparsity-*/{RESULT}"))
-    if not folders:
-        if root.is_dir() and any(root.glob("layer-*")):
-            raise ConfigError(f"{root} holds no transcoder of layer {layer} that is trained.")
+    if not _is_trained(source):
         return gemma_scope(source, layer, percentile=percentile)
-    if not 0 <= percentile <= 1:
-        raise ConfigError(f"percentile is {percentile}; it must be from 0 to 1.")
-    found = sorted(map(Transcoder.load, folders), key=lambda each: each.about.l0 or 0.0)
+    found = [Transcoder.load(folder) for folder in _trained(source, layer)]
+    if not found:
+        raise ConfigError(f"{source} holds no transcoder of layer {layer} that is trained.")
+    found.sort(key=lambda each: each.about.l0 or 0.0)
     return found[at_percentile(len(found), percentile)]
 
 
-def at_percentile(n: int, percentile: float) -> int:
-    """Which of n bases a percentile picks, in the order of their L0."""
-    return min(int(n * percentile), n - 1)
+def base_of(delta: Transcoder, source: str) -> Transcoder:
+    """The base beside which a delta was trained, among those that `open_base` picks from.
 
-
-def base_of(delta: Transcoder, root: Path) -> Transcoder:
-    """The base in a folder of `itl transcoder train` beside which a delta was trained.
-
-    Raises ConfigError if none of them is it.
+    Those of Gemma Scope are had from the hub one after the other until it is found. Raises
+    ConfigError if none of them is it, and what `open_base` raises.
     """
     layer = delta.about.layer
-    for folder in sorted(_layer(root, layer).glob(f"sparsity-*/{RESULT}")):
-        base = Transcoder.load(folder)
+    bases: Iterator[Transcoder]
+    if _is_trained(source):
+        bases = map(Transcoder.load, _trained(source, layer))
+    else:
+        bases = (load_level(source, layer, l0) for l0 in levels(source, layer))
+    for base in bases:
         if base.hash == delta.about.base_hash:
             return base
-    raise ConfigError(f"{root} holds no base of layer {layer} that the delta was trained beside.")
+    raise ConfigError(f"{source} holds no base of layer {layer} that the delta was trained beside.")
+
+
+def _is_trained(source: str) -> bool:
+    """Whether it is a folder of `itl transcoder train`."""
+    return any(Path(source).glob("layer-*"))
+
+
+def _trained(source: str, layer: int) -> list[Path]:
+    return sorted(_layer(Path(source), layer).glob(f"sparsity-*/{RESULT}"))
 
 
 def _layer(root: Path, layer: int) -> Path:

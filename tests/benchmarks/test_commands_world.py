@@ -12,7 +12,7 @@ import pytest
 from itl_agents.agent import Conversation
 from itl_agents.huggingface import HFAgent
 from itl_env import FactDatabase, read_episodes
-from itl_env.episode import Completion
+from itl_env.episode import Completion, unfinished
 
 from ..itl_train.test_sft import tiny_llama
 from .command_line import ROOT, sentence
@@ -197,6 +197,18 @@ def test_rollout_leaves_no_file_when_it_fails(run, world: str, tmp_path: Path) -
         assert status == 2
         assert said in sentence(err)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_that_the_agent_was_not_made_for_loses_no_episode(run, tmp_path: Path) -> None:
+    file, database = tmp_path / "episodes.jsonl", tmp_path / "towns.db"
+    rows = [{"name": name, "river": "Danube"} for name in ("Linz", "Passau", "U" * 301)]
+    FactDatabase.create(database, rows).close()
+    options = ("--agent", "circuit", "--questions", "all", "--n", 3, "--lanes", 1, "--out", file)
+    status, _, err = run("rollout", "--database", database, *options)
+    assert status == 1
+    assert "has 301 bytes, more than the 300" in sentence(err)
+    assert f"2 episodes are kept in {unfinished(file)}." in sentence(err)
+    assert len(list(read_episodes(unfinished(file)))) == 2
 
 
 def test_show_marks_what_is_trained(run, world: str, tmp_path: Path) -> None:

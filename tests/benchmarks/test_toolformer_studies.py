@@ -17,23 +17,23 @@ from benchmarks.cli import main
 from benchmarks.interventions import (
     SHARES,
     Condition,
+    Means,
     Subject,
     bias_only,
     differences,
-    means_of,
     turned,
 )
 from benchmarks.toolformer_study import SIZES
 from benchmarks.transcoder_validation import _changes
 from itl_agents.pretrained import load_pretrained
 from itl_agents.sites import site_of
-from itl_agents.transcoder import Transcoder, dosed
+from itl_agents.transcoder import About, Transcoder, dosed, load_npz
 from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
 from itl_train.activations import Activations
 from itl_train.toolformer_text import format_example
 
 from ..itl_agents.chat_models import chat_tokenizer
-from ..itl_agents.test_transcoder import transcoder
+from ..itl_agents.transcoders import transcoder
 from .command_line import sentence
 
 pytestmark = [
@@ -209,7 +209,7 @@ def test_conditions_do_what_they_are_named(place):
     assert is_there.any()
     assert torch.cosine_similarity(own, other)[is_there].abs().mean() < 0.7
     found = Activations(place / "runs/activations-tuned-0-1/train")
-    means = means_of(base, found.read(1), found.wrote(1))
+    means = Means(base, found.read(1), found.wrote(1))
     left = found.wrote(1).float() - base(found.read(1).float())
     assert torch.allclose(means.left, left.mean(0), atol=1e-3)
     assert torch.allclose(bias_only(base, means)(read, read), base(read) + left.mean(0), atol=1e-3)
@@ -284,6 +284,9 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     status, _, err = run(*many, "--base", tmp_path / "bases", "--out", tmp_path / "refused")
     assert (status, "holds no transcoder of layer 0" in sentence(err)) == (2, True)
     assert not (tmp_path / "refused").exists()
+    for words in (collect, delta):
+        status, _, err = run(*words[:-1], tmp_path / "bases")
+        assert (status, "belongs to `itl transcoder train`" in sentence(err)) == (2, True)
     made = tmp_path / "deltas/layer-01/percentile-50/d-3/transcoder"
     base = next(
         folder
@@ -351,7 +354,7 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
             "Two of the percentiles pick the same base",
         ),
         (["bench", "run", "intervention-dose", "--alphas", "nan"], "alphas must be finite"),
-        (["transcoder", "fuse", "no", "such", "--out", "x"], "no holds no transcoder"),
+        (["transcoder", "fuse", "no", "such", "--out", "x"], "such holds no transcoder"),
         (["bench", "run", "intervention-dose", "--preset", "laptop"], "name one: --model"),
         (["bench", "run", "intervention-dose", "--alphas"], "alphas"),
         (["bench", "run", "intervention-dose", "--model", "nowhere"], "no model 'nowhere'"),
@@ -436,6 +439,13 @@ def test_gemma_2_with_gemma_scope_from_end_to_end(run, tmp_path):
     fuse = ("transcoder", "fuse", scope, "--layer", 1)
     folder = tmp_path / "runs/deltas-tuned/layer-01/percentile-50/d-4/transcoder"
     assert run(*fuse, folder, "--out", tmp_path / "fused.npz")[0] == 0
+    among = ("transcoder", "fuse", tmp_path / "scope", folder)  # its base is found among all
+    assert run(*among, "--out", tmp_path / "found.npz")[0] == 0
+    about = About(layer=1)
+    fused, found_too = (load_npz(tmp_path / f"{name}.npz", about) for name in ("fused", "found"))
+    assert fused.hash == found_too.hash
+    status, _, err = run(*among, "--layer", 1, "--out", tmp_path / "again.npz")
+    assert (status, "--layer is of a params.npz" in sentence(err)) == (2, True)
     status, said, _ = run(
         "transcoder", "validate", tmp_path / "fused.npz", "--layer", 1, "--activations",
         tmp_path / "runs/activations-tuned-0-1",

@@ -438,3 +438,5 @@ def test_dialogues_too_long_for_whole_numbers_in_float32_are_refused():
         build_circuit(())
     with pytest.raises(ConfigError, match="'b' has no phrasing"):
         build_circuit(("a", "b"), phrasings(("a",)))
+    with pytest.raises(ConfigError, match="style is 'plain'; it must be one of compact, fenced"):
+        build_circuit(("a",), style="plain")
