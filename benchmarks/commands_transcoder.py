@@ -217,7 +217,7 @@ def transcoder_validate(config: TranscoderValidate) -> None:
     fit = fit_of(one, found.read(about.layer), found.wrote(about.layer), base)
     for name, value in dataclasses.asdict(fit).items():
         print(f"{name:<12}{value:.4g}")
-    warn_unexplained(fit.unexplained, about.layer)
+    warn_unexplained(fit.unexplained, f"of layer {about.layer}, {one.d_sae:,} features")
 
 
 def _check_grid(config: object, *names: str) -> None:

@@ -3,7 +3,6 @@
 itl bench run intervention-dose --preset laptop --model MODEL --text FILE --out DIR
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +26,12 @@ from benchmarks.toolformer_study import (
     InterventionConfig,
     Toolformer,
     begin,
+    publish_study,
     write_lines,
-    write_rows,
 )
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError
-from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 
 COLUMNS: Mapping[str, Callable[[Row], str]] = {
@@ -68,15 +66,10 @@ def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None
         "rows": rows,
         "differences": paired,
     }
-    write_rows(paired, config.out / "differences.csv")
-    write_rows(rows, config.out / "rows.csv")
-    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import dose_figure
 
     dose_figure(rows, config.out / "dose.png")
-    text = report(results)
-    write_text(config.out / "report.md", text)
-    tell(text)
+    publish_study(config.out, results, report, tell)
 
 
 def _measured(made: Toolformer, config: InterventionDoseConfig) -> tuple[list[Row], list[Row]]:

@@ -8,7 +8,6 @@ what it leaves (a delta without features), the delta's output turned at random a
 delta trained on the model before it was fine-tuned.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,12 +32,11 @@ from benchmarks.toolformer_study import (
     Toolformer,
     Which,
     begin,
+    publish_study,
     write_lines,
-    write_rows,
 )
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, site_for
-from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 
 BOTH: tuple[Which, ...] = ("tuned", "base")
@@ -76,16 +74,11 @@ def intervention_layers(
         "rows": rows,
         "differences": paired,
     }
-    write_rows(paired, config.out / "differences.csv")
-    write_rows(rows, config.out / "rows.csv")
-    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import differences_figure, layers_figure
 
     layers_figure(rows, config.out / "layers.png")
     differences_figure(paired, config.out / "differences.png")
-    text = report(results)
-    write_text(config.out / "report.md", text)
-    tell(text)
+    publish_study(config.out, results, report, tell)
 
 
 def _fits(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:

@@ -392,11 +392,19 @@ class Cells:
         progress.at(self.done, name, always=True)
 
 
-def write_rows(rows: Sequence[Row], file: Path) -> None:
-    """Write rows as CSV."""
+def publish_study(
+    out: Path, results: Row, report: Callable[[Row], str], tell: Callable[[str], None]
+) -> None:
+    """Write results as JSON, their rows and differences as CSV, and the report; tell the report."""
     import pandas as pd
 
-    write_text(file, pd.DataFrame(rows).to_csv(index=False))
+    for name in ("rows", "differences"):
+        if name in results:
+            write_text(out / f"{name}.csv", pd.DataFrame(results[name]).to_csv(index=False))
+    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
+    text = report(results)
+    write_text(out / "report.md", text)
+    tell(text)
 
 
 def write_lines(rows: Sequence[Row], file: Path) -> None:

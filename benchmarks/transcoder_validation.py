@@ -7,7 +7,6 @@ sizes. Told are the reconstruction of what the block adds, over validation token
 cross-entropy of the targets of tool and copy rows against that of the model as it is.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,20 +15,19 @@ from typing import Any
 
 from benchmarks.interventions import Condition, Row
 from benchmarks.progress import Progress
-from benchmarks.statistics import Z, clustered_mean
+from benchmarks.statistics import paired_difference, percent
 from benchmarks.toolformer_study import (
     SIZES,
     Cells,
     Toolformer,
     ToolformerStudyConfig,
     begin,
-    write_rows,
+    publish_study,
 )
 from itl_agents.gemma_scope import at_percentile
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError
-from itl_env.files import write_text
 from itl_env.toolformer import KINDS
 from itl_train.transcoder import Fit, fit_of, warn_unexplained
 from itl_train.transcoder_config import check_features
@@ -77,14 +75,10 @@ def transcoder_validation(
         "raw": raw,
         "rows": rows,
     }
-    write_rows(rows, config.out / "rows.csv")
-    write_text(config.out / "results.json", json.dumps(results, indent=1) + "\n")
     from benchmarks.intervention_plots import validation_figures
 
     validation_figures(rows, config.out)
-    text = report(results)
-    write_text(config.out / "report.md", text)
-    tell(text)
+    publish_study(config.out, results, report, tell)
 
 
 def _measured(
@@ -131,7 +125,9 @@ def _measured(
                         partial(_fit_and_losses, fit, partial(losses, condition)),
                         progress,
                     )
-                    warn_unexplained(found["fit"]["unexplained"], layer)
+                    which = f"of layer {layer}, percentile {percentile:g}"
+                    which += f" with {d_new:,} new features" if d_new else ""
+                    warn_unexplained(found["fit"]["unexplained"], which)
                     rows.append(
                         {
                             "layer": layer,
@@ -156,12 +152,11 @@ def _changes(own: Mapping[str, Sequence[float]], raw: Mapping[str, Sequence[floa
     """Mean cross-entropy by subset, and its mean change with half of its 95% interval."""
     found: Row = {}
     for kind in KINDS:
-        change = [a - b for a, b in zip(own[kind], raw[kind], strict=True)]
-        mean, error = clustered_mean(change, [1] * len(change))
+        mean, _, high = paired_difference(own[kind], raw[kind])
         found |= {
             f"cross_entropy_{kind}": sum(own[kind]) / len(own[kind]),
             f"change_{kind}": mean,
-            f"change_{kind}_half": Z * error,
+            f"change_{kind}_half": high - mean,
         }
     return found
 
@@ -190,6 +185,8 @@ def report(results: Mapping[str, Any]) -> str:
     ]
     table = "\n".join(lines)
     tuning = results["tuning"]
+    exact = percent(tuning["right_tool"], tuning["asked_tool"])
+    copied = percent(tuning["right_copy"], tuning["asked_copy"])
     kinds = list(dict.fromkeys((row["percentile"], row["d_new"]) for row in rows))
     means = "\n".join(
         f"| {percentile:g} | {d_new or 'base alone'} | "
@@ -208,10 +205,10 @@ def report(results: Mapping[str, Any]) -> str:
     raw = ", ".join(f"{results['raw'][kind]:.4f} ({kind})" for kind in KINDS)
     return f"""# Transcoders in place of MLPs
 
-{results["model"]}, fine-tuned to call a calculator as text: {tuning["exact"]:.1%} of
-{tuning["asked_tool"]} held-out questions become exactly the call, {tuning["copy_exact"]:.1%} of
-{tuning["asked_copy"]} sentences are copied without one. Machine: {on["cpu"]}, {on["cores"]} cores.
-Preset {results["preset"]}, seed {results["seed"]}.
+{results["model"]}, fine-tuned to call a calculator as text: {exact} of {tuning["asked_tool"]}
+held-out questions become exactly the call, {copied} of {tuning["asked_copy"]} sentences are copied
+without one (Wilson's 95% intervals). Machine: {on["cpu"]}, {on["cores"]} cores. Preset
+{results["preset"]}, seed {results["seed"]}.
 
     {results["command"]}
 

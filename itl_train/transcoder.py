@@ -169,11 +169,14 @@ def fit_of(
     )
 
 
-def warn_unexplained(unexplained: float, layer: int) -> None:
-    """Warn where much of the variance is unexplained: interventions would say little."""
+def warn_unexplained(unexplained: float, which: str) -> None:
+    """Warn where much of the variance is unexplained: interventions would say little.
+
+    which: of a layer's transcoders, such as "of layer 6, sparsity 3, 4,096 features".
+    """
     if unexplained > MUCH_UNEXPLAINED:
         warnings.warn(
-            f"The transcoder of layer {layer} leaves {unexplained:.0%} of the variance "
+            f"The transcoder {which}, leaves {unexplained:.0%} of the variance "
             "unexplained; take more features, less sparsity or more steps.",
             stacklevel=3,
         )
@@ -319,7 +322,8 @@ class TranscoderRun:
         done = features.transcoder(scale, fitted)
         done.save(self.result)
         self.target_file.unlink(missing_ok=True)
-        warn_unexplained(rows_of[-1]["unexplained"], self.layer)
+        which = f"of layer {self.layer}, sparsity {settings.sparsity:g}, {done.d_sae:,} features"
+        warn_unexplained(rows_of[-1]["unexplained"], which)
         return done
 
     def _is_enough(self) -> bool:

@@ -322,7 +322,10 @@ def test_much_that_is_unexplained_is_warned_of(parts, tmp_path):
     train, validation = parts
     settings = dataclasses.replace(SMALL, n_steps=1)
     run = TranscoderRun(settings, train, validation, 0, tmp_path / "run")
-    with pytest.warns(UserWarning, match="of layer 0 leaves .*% of the variance unexplained"):
+    with pytest.warns(
+        UserWarning,
+        match=r"of layer 0, sparsity \S+, \d+ features, leaves \d+% of the variance unexplained",
+    ):
         run.train()
 
 
