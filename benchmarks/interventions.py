@@ -20,7 +20,14 @@ from itl_agents.sites import Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
 from itl_train.activations import batches_of, kept_of, run_blocks
-from itl_train.toolformer_text import bos_ids, format_example, generate_texts, target_losses
+from itl_train.toolformer_text import (
+    Score,
+    bos_ids,
+    format_example,
+    generate_texts,
+    score_targets,
+    written_target,
+)
 from itl_train.transcoder import CHUNK
 
 Row = dict[str, Any]
@@ -63,7 +70,8 @@ class Subject:
         # Some gigabytes of logits, whatever the vocabulary.
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._loss_batch = max(1, min(batch_size, 2**28 // (64 * vocabulary)))
-        self._read: tuple[Any, Tensor] = (None, torch.empty(0))
+        self._read_at: Site | None = None
+        self._read: dict[Kind, Tensor] = {}
         self.begins = bos_ids(tokenizer)
         self.rendered = {
             kind: [format_example(row.prompt, row.target, tokenizer) for row in some]
@@ -75,23 +83,36 @@ class Subject:
         found = hashlib.blake2b(repr(list(self.rows[kind])).encode(), digest_size=8)
         return found.hexdigest()
 
-    def losses(self, condition: Condition, kind: Kind) -> list[float]:
-        """Mean cross-entropy of each row's target, in nats a token."""
+    def scores(self, condition: Condition, kind: Kind) -> list[Score]:
+        """Of each row, the mean cross-entropy of its target in nats a token, and whether it is what
+        is written.
+        """
         with self._under(condition):
-            return target_losses(self.model, self.rendered[kind], self._loss_batch)
+            return score_targets(self.model, self.rendered[kind], self._loss_batch)
 
-    def texts(self, condition: Condition, kind: Kind) -> list[str]:
-        """What is written after each prompt, greedily."""
-        longest = max(sum(label >= 0 for label in row.labels) for row in self.rendered[kind])
-        prompts = [row.prompt for row in self.rows[kind]]
+    def texts(self, condition: Condition, kind: Kind, scores: Sequence[Score]) -> list[str]:
+        """What is written after each prompt, greedily.
+
+        scores: of the rows under this condition; only where a target is not what is written must
+        the model write.
+        """
+        rendered = self.rendered[kind]
+        longest = max(sum(label >= 0 for label in row.labels) for row in rendered)
+        texts = [written_target(row, self.tokenizer) for row in rendered]
+        others = [i for i, score in enumerate(scores) if not score.is_likeliest]
+        prompts = [self.rows[kind][i].prompt for i in others]
         with self._under(condition):
-            return generate_texts(
+            written = generate_texts(
                 self.model, self.tokenizer, prompts, longest + ROOM, self.batch_size
             )
+        for i, text in zip(others, written, strict=True):
+            texts[i] = text
+        return texts
 
     def measured(self, condition: Condition, kind: Kind) -> tuple[Row, list[Row]]:
         """The metrics of a subset under a condition, and what was written for each row."""
-        losses, texts = self.losses(condition, kind), self.texts(condition, kind)
+        scores = self.scores(condition, kind)
+        losses, texts = [score.loss for score in scores], self.texts(condition, kind, scores)
         rows = self.rows[kind]
         found: Row = {"subset": kind, "n": len(rows), "cross_entropy": sum(losses) / len(losses)}
         for metric, judge in _JUDGES.items():
@@ -121,9 +142,11 @@ class Subject:
 
         It is the same under any condition at this site, since what is read comes before it.
         """
-        if self._read[0] != (site, kind):  # the last one is kept, for the next condition
-            self._read = ((site, kind), self._reads(site, kind))
-        return self._read[1]
+        if self._read_at != site:  # those of one site are kept, for its next conditions
+            self._read_at, self._read = site, {}
+        if kind not in self._read:
+            self._read[kind] = self._reads(site, kind)
+        return self._read[kind]
 
     @torch.inference_mode()
     def _reads(self, site: Site, kind: Kind) -> Tensor:

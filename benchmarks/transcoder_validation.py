@@ -97,7 +97,9 @@ def _measured(
     with Progress("cells", n + 1) as progress:
 
         def losses(condition: Condition) -> dict[str, list[float]]:
-            return {kind: subject.losses(condition, kind) for kind in KINDS}
+            return {
+                kind: [score.loss for score in subject.scores(condition, kind)] for kind in KINDS
+            }
 
         site = site_for(made.base(made.layers[0], percentiles[0]), subject.model)
         made_by = {"model": model_hash, "rows": [subject.digest(kind) for kind in KINDS]}

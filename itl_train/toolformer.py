@@ -22,7 +22,7 @@ from itl_train.fine_tune import SupervisedRun
 from itl_train.models import model_of
 from itl_train.settings import lasting
 from itl_train.toolformer_config import ToolformerSettings
-from itl_train.toolformer_text import format_example, generate_texts, target_losses
+from itl_train.toolformer_text import format_example, generate_texts, score_targets
 from itl_train.trainer_run import OnMetrics, without_dropout
 
 __all__ = ["ToolformerRun", "ToolformerSettings", "merge", "train_toolformer"]
@@ -94,7 +94,7 @@ class ToolformerRun(SupervisedRun):
             self.bare, self.tokenizer, [row.prompt for row in self.asked], longest
         )
         row = shares(self.asked, texts)
-        losses = target_losses(self.bare, rendered)
+        losses = [score.loss for score in score_targets(self.bare, rendered)]
         return {**row, "validation_loss": sum(losses) / len(losses)}
 
 

@@ -6,6 +6,7 @@ no chat template: what a model is asked with is, token by token, what it was tra
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -78,19 +79,38 @@ def generate_texts(
     return texts
 
 
+class Score(NamedTuple):
+    """Of a row: the mean negative log-likelihood of its labels in nats, and whether each label is
+    the likeliest token at its place.
+
+    If it is, the target is what the model writes greedily after the prompt, and need not be
+    written to be known.
+    """
+
+    loss: float
+    is_likeliest: bool
+
+
 @torch.inference_mode()
-def target_losses(
+def score_targets(
     model: PreTrainedModel, rows: Sequence[Rendered], batch_size: int = 32
-) -> list[float]:
-    """Of each row, the mean negative log-likelihood of its labels, in nats."""
-    losses = [0.0] * len(rows)
+) -> list[Score]:
+    """How likely the labels of each row are, from one forward pass."""
+    scores = [Score(0.0, False)] * len(rows)
     for places in _batches([len(row.input_ids) for row in rows], batch_size):
-        for place, loss in zip(places, _losses(model, [rows[p] for p in places]), strict=True):
-            losses[place] = loss
-    return losses
+        for place, score in zip(places, _scores(model, [rows[p] for p in places]), strict=True):
+            scores[place] = score
+    return scores
 
 
-def _losses(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[float]:
+def written_target(row: Rendered, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The target of a row as `generate_texts` gives it to be written: its labels as text, but for
+    the end token.
+    """
+    return _decode([label for label in row.labels if label != IGNORED][:-1], tokenizer)
+
+
+def _scores(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Score]:
     """The same of rows side by side."""
     width = max(len(row.input_ids) for row in rows)
 
@@ -106,14 +126,14 @@ def _losses(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[float]:
     n = int((targets != IGNORED).any(0).flip(0).nonzero()[-1]) + 1
     keep = last_logits(model, n + 1)
     logits = model(input_ids=ids, attention_mask=seen, use_cache=False, **keep).logits
+    logits, targets = logits[:, -n - 1 : -1], targets[:, -n:]
     nats = F.cross_entropy(
-        logits[:, -n - 1 : -1].float().transpose(1, 2),
-        targets[:, -n:],
-        ignore_index=IGNORED,
-        reduction="none",
+        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
-    means: list[float] = (nats.sum(1) / (targets != IGNORED).sum(1)).tolist()
-    return means
+    is_target = targets != IGNORED
+    means = nats.sum(1) / is_target.sum(1)
+    is_likeliest = ((logits.argmax(-1) == targets) | ~is_target).all(1)
+    return list(map(Score, means.tolist(), is_likeliest.tolist()))
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

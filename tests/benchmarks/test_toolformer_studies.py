@@ -30,7 +30,7 @@ from itl_agents.sites import site_of
 from itl_agents.transcoder import About, Transcoder, dosed, load_npz
 from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
 from itl_train.activations import Activations
-from itl_train.toolformer_text import format_example
+from itl_train.toolformer_text import Score, format_example
 
 from ..itl_agents.chat_models import chat_tokenizer
 from ..itl_agents.transcoders import transcoder
@@ -223,11 +223,11 @@ class Says(Subject):
 
     said: tuple[str, ...] = ()
 
-    def texts(self, condition, kind):
+    def texts(self, condition, kind, scores):
         return list(self.said)
 
-    def losses(self, condition, kind):
-        return [1.0, 3.0, 2.0, 2.0, 2.0]
+    def scores(self, condition, kind):
+        return [Score(loss, is_likeliest=False) for loss in (1.0, 3.0, 2.0, 2.0, 2.0)]
 
 
 def test_what_is_counted(place):

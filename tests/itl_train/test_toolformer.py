@@ -11,8 +11,9 @@ import torch
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from itl_agents.continuation import continue_prompts
 from itl_agents.pretrained import load_pretrained, load_tokenizer
-from itl_agents.render import IGNORED
+from itl_agents.render import IGNORED, Rendered
 from itl_env.errors import ConfigError
 from itl_env.toolformer import ToolformerRow, write_toolformer_rows
 from itl_train import toolformer
@@ -29,7 +30,8 @@ from itl_train.toolformer_text import (
     format_example,
     format_prompt,
     generate_texts,
-    target_losses,
+    score_targets,
+    written_target,
 )
 
 from ..itl_agents.chat_models import chat_tokenizer
@@ -144,11 +146,30 @@ def test_texts_come_in_the_order_of_their_prompts_whatever_the_batch(llama: Path
 def test_the_loss_of_a_row_is_that_of_the_model_on_its_target(llama: Path) -> None:
     model, tokenizer, _ = load_pretrained(llama)
     rendered = [format_example(row.prompt, row.target, tokenizer) for row in TRAIN]
-    losses = target_losses(model, rendered, 3)
-    for row, loss in zip(rendered, losses, strict=True):
+    scores = score_targets(model, rendered, 3)
+    for row, score in zip(rendered, scores, strict=True):
         ids, labels = (torch.tensor([each]) for each in row)
         with torch.inference_mode():
-            assert loss == pytest.approx(float(model(input_ids=ids, labels=labels).loss), abs=1e-4)
+            loss = float(model(input_ids=ids, labels=labels).loss)
+        assert score.loss == pytest.approx(loss, abs=1e-4)
+    assert not any(score.is_likeliest for score in scores)
+
+
+def test_what_is_likeliest_at_each_place_is_what_is_written(llama: Path) -> None:
+    model, tokenizer, _ = load_pretrained(llama)
+    prompts = [row.prompt for row in TRAIN]
+    # What the untrained model writes in a few tokens, as if its last one were to end the row.
+    ids = [format_prompt(prompt, tokenizer) for prompt in prompts]
+    written = continue_prompts(model, ids, stop_ids=[-1], max_new_tokens=5)
+    own = [Rendered(i + w, [IGNORED] * len(i) + w) for i, w in zip(ids, written, strict=True)]
+    assert all(score.is_likeliest for score in score_targets(model, own, 3))
+    for place in range(1, 6):  # another token, wherever it is, is not what is written
+        other = [Rendered(list(row.input_ids), list(row.labels)) for row in own]
+        for row in other:
+            row.labels[-place] = (row.labels[-place] + 1) % len(tokenizer)
+        assert not any(score.is_likeliest for score in score_targets(model, other, 3))
+    example = format_example(TRAIN[0].prompt, TRAIN[0].target, tokenizer)
+    assert written_target(example, tokenizer) == TRAIN[0].target
 
 
 # -- a run -----------------------------------------------------------------------------------------
@@ -313,10 +334,10 @@ def test_a_merged_model_computes_what_the_run_has_learnt(
         learnt = run.trainer.model(input_ids=ids).logits
         assert torch.allclose(model(input_ids=ids).logits, learnt, atol=1e-4)
         assert not torch.allclose(base(input_ids=ids).logits, learnt, atol=1e-2)
-    losses = target_losses(
+    scores = score_targets(
         model, [format_example(row.prompt, row.target, tokenizer) for row in run.asked]
     )
-    told = sum(losses) / len(losses)
+    told = sum(score.loss for score in scores) / len(scores)
     assert last["validation_loss"] == pytest.approx(told, abs=1e-4), "without dropout"
     first = checkpoints(tmp_path / "run" / "checkpoints")[0]
     other = load_pretrained(merge(first, tmp_path / "first")).model
