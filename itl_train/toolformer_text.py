@@ -126,14 +126,12 @@ def _scores(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Score]:
     n = int((targets != IGNORED).any(0).flip(0).nonzero()[-1]) + 1
     keep = last_logits(model, n + 1)
     logits = model(input_ids=ids, attention_mask=seen, use_cache=False, **keep).logits
-    logits, targets = logits[:, -n - 1 : -1], targets[:, -n:]
-    nats = F.cross_entropy(
-        logits.float().transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
-    )
-    is_target = targets != IGNORED
-    means = nats.sum(1) / is_target.sum(1)
-    is_likeliest = ((logits.argmax(-1) == targets) | ~is_target).all(1)
-    return list(map(Score, means.tolist(), is_likeliest.tolist()))
+    is_target = targets[:, -n:] != IGNORED
+    picked, wanted = logits[:, -n - 1 : -1][is_target], targets[:, -n:][is_target]
+    nats = F.cross_entropy(picked.float(), wanted, reduction="none")
+    counts = is_target.sum(1).tolist()
+    by_row = zip(nats.split(counts), (picked.argmax(-1) == wanted).split(counts), strict=True)
+    return [Score(float(own.mean()), bool(hits.all())) for own, hits in by_row]
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
