@@ -16,12 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.statistics import exact_mcnemar, paired_difference, paired_shares, percent, wilson
-from itl_agents.sites import Replacement, Site, recorded, replaced
+from itl_agents.sites import Below, Replacement, Site, recorded, replaced
 from itl_agents.transcoder import Transcoder, dosed
 from itl_env.toolformer import KINDS, Kind, ToolformerRow, call_of, called, is_right
-from itl_train.activations import batches_of, kept_of, run_blocks
+from itl_train.activations import kept_of, run_blocks
 from itl_train.toolformer_text import (
     Score,
+    batches_by_length,
     bos_ids,
     format_example,
     generate_texts,
@@ -70,8 +71,9 @@ class Subject:
         # Some gigabytes of logits, whatever the vocabulary.
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._loss_batch = max(1, min(batch_size, 2**28 // (64 * vocabulary)))
-        self._read_at: Site | None = None
+        self._at: Site | None = None
         self._read: dict[Kind, Tensor] = {}
+        self._passes: dict[Kind, Below] = {}
         self.begins = bos_ids(tokenizer)
         self.rendered = {
             kind: [format_example(row.prompt, row.target, tokenizer) for row in some]
@@ -87,7 +89,7 @@ class Subject:
         """Of each row, the mean cross-entropy of its target in nats a token, and whether it is what
         is written.
         """
-        with self._under(condition):
+        with self._below(condition.site, kind).passes(), self._under(condition):
             return score_targets(self.model, self.rendered[kind], self._loss_batch)
 
     def texts(self, condition: Condition, kind: Kind, scores: Sequence[Score]) -> list[str]:
@@ -142,20 +144,25 @@ class Subject:
 
         It is the same under any condition at this site, since what is read comes before it.
         """
-        if self._read_at != site:  # those of one site are kept, for its next conditions
-            self._read_at, self._read = site, {}
+        below = self._below(site, kind)
         if kind not in self._read:
-            self._read[kind] = self._reads(site, kind)
+            self._read[kind] = self._reads(site, kind, below)
         return self._read[kind]
 
+    def _below(self, site: Site, kind: Kind) -> Below:
+        """Of the passes over a subset; only those of one site are kept, for its next conditions."""
+        if self._at != site:
+            self._at, self._read, self._passes = site, {}, {}
+        return self._passes.setdefault(kind, Below(self.model, site.layer))
+
     @torch.inference_mode()
-    def _reads(self, site: Site, kind: Kind) -> Tensor:
+    def _reads(self, site: Site, kind: Kind, below: Below) -> Tensor:
         texts = [row.input_ids for row in self.rendered[kind]]
         skipped = torch.tensor(self.begins, dtype=torch.long)
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = []
-        with recorded(self.model, [site]) as seen:
-            for batch in batches_of(texts, order, 4_096):
+        with below.passes(), recorded(self.model, [site]) as seen:
+            # The batches of `score_targets`, whose passes these repeat.
+            for batch in batches_by_length(texts, self._loss_batch):
                 some = [texts[i] for i in batch]
                 run_blocks(self.model, some)
                 read = seen[site.layer].read

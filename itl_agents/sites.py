@@ -20,6 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -172,6 +173,58 @@ def replaced(
         hooks.enter_context(norm.register_forward_pre_hook(take_residual))
         hooks.enter_context(end.register_forward_hook(write))
         yield
+
+
+class Below:
+    """What comes into a block in a series of forward passes, so that the series can be repeated
+    without the blocks below, for as long as nothing is changed there.
+
+        below = Below(model, layer=12)
+        for instead in replacements:
+            with below.passes(), replaced(model, site_of(model, 12), instead):
+                [model(ids) for ids in batches]  # from the second time on, from block 12 upwards
+    """
+
+    def __init__(self, model: PreTrainedModel, layer: int) -> None:
+        blocks = _blocks(model)[1]
+        self._below, self._block = blocks[:layer], blocks[layer]
+        self._kept: list[Tensor] = []
+        self._is_whole = False
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        """While this lasts, the passes of the series: the same ids in the same order each time, and
+        no cache.
+        """
+        kept = self._kept
+        with ExitStack() as undo:
+            if self._is_whole:
+                place = count()
+                for block in self._below:
+                    undo.enter_context(_passed_by(block))
+                hook = self._block.register_forward_pre_hook(
+                    lambda _, given: (kept[next(place)], *given[1:])
+                )
+            else:
+                kept.clear()
+                hook = self._block.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+            undo.callback(hook.remove)
+            yield
+        self._is_whole = True
+
+
+@contextmanager
+def _passed_by(block: nn.Module) -> Iterator[None]:
+    """While this lasts, a block gives what it is given."""
+    own = vars(block).get("forward")  # of the block itself, where a library has put one
+    block.forward = lambda hidden_states, *_, **__: hidden_states
+    try:
+        yield
+    finally:
+        if own is None:
+            del block.forward
+        else:
+            block.forward = own
 
 
 def fingerprint(model: nn.Module) -> str:

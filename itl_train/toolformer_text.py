@@ -70,7 +70,7 @@ def generate_texts(
             f"A prompt has {longest:,} tokens, which leaves no room in the {room:,} of the model."
         )
     texts = [""] * len(ids)
-    for places in _batches(list(map(len, ids)), batch_size):
+    for places in batches_by_length(ids, batch_size):
         asked = [ids[place] for place in places]
         most = min(max_new_tokens, room - max(map(len, asked)))
         written = continue_prompts(model, asked, stop_ids=stops, max_new_tokens=most)
@@ -97,7 +97,7 @@ def score_targets(
 ) -> list[Score]:
     """How likely the labels of each row are, from one forward pass."""
     scores = [Score(0.0, False)] * len(rows)
-    for places in _batches([len(row.input_ids) for row in rows], batch_size):
+    for places in batches_by_length([row.input_ids for row in rows], batch_size):
         for place, score in zip(places, _scores(model, [rows[p] for p in places]), strict=True):
             scores[place] = score
     return scores
@@ -134,9 +134,9 @@ def _scores(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Score]:
     return [Score(float(own.mean()), bool(hits.all())) for own, hits in by_row]
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Places of items, those of nearly one length together."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+def batches_by_length(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Places of rows, so many a batch, those of nearly one length together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     return (order[start : start + size] for start in range(0, len(order), size))
 
 

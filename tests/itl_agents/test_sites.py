@@ -1,5 +1,7 @@
 """Sites: what is read is what the MLP is given, and what is replaced is what the block adds."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import (
@@ -12,7 +14,7 @@ from transformers import (
 )
 
 from itl_agents.continuation import continue_prompts
-from itl_agents.sites import fingerprint, n_layers, recorded, replaced, site_of
+from itl_agents.sites import Below, fingerprint, n_layers, recorded, replaced, site_of
 from itl_env.errors import ConfigError
 
 from .decoders import D_MODEL, FAMILIES, decoder
@@ -64,6 +66,26 @@ def test_a_block_replaced_by_itself_changes_no_logit(model):
         with replaced(model, site_of(model, layer), lambda read, wrote: wrote, skip_ids=[1]):
             assert torch.equal(model(IDS).logits, expected)
     assert torch.equal(model(IDS).logits, expected)
+
+
+@torch.no_grad()
+def test_passes_are_repeated_from_a_block_upwards(model):
+    batches, blocks, ran = (IDS, IDS[:1, :3]), model.model.layers, []
+    for i, block in enumerate(blocks):
+        block.mlp.register_forward_hook(lambda *_, i=i: ran.append(i))
+    for layer in range(n_layers(model)):
+        site, below = site_of(model, layer), Below(model, layer)
+        for change in range(3):
+            instead = partial(lambda change, read, wrote: wrote + change * read, change)
+            with replaced(model, site, instead, skip_ids=[1]):
+                expected = [model(ids, use_cache=False).logits for ids in batches]
+            ran.clear()
+            with below.passes(), replaced(model, site, instead, skip_ids=[1]):
+                found = [model(ids, use_cache=False).logits for ids in batches]
+            assert all(map(torch.equal, found, expected))
+            first = layer if change else 0
+            assert ran == 2 * list(range(first, len(blocks)))
+        assert all("forward" not in vars(block) for block in blocks), "nothing is left behind"
 
 
 @torch.no_grad()
