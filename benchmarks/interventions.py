@@ -25,9 +25,8 @@ from itl_train.toolformer_text import (
     batches_by_length,
     bos_ids,
     format_example,
-    generate_texts,
     score_targets,
-    written_target,
+    written_after,
 )
 from itl_train.transcoder import CHUNK
 
@@ -95,21 +94,14 @@ class Subject:
     def texts(self, condition: Condition, kind: Kind, scores: Sequence[Score]) -> list[str]:
         """What is written after each prompt, greedily.
 
-        scores: of the rows under this condition; only where a target is not what is written must
-        the model write.
+        scores: of the rows under this condition.
         """
-        rendered = self.rendered[kind]
-        longest = max(sum(label >= 0 for label in row.labels) for row in rendered)
-        texts = [written_target(row, self.tokenizer) for row in rendered]
-        others = [i for i, score in enumerate(scores) if not score.is_likeliest]
-        prompts = [self.rows[kind][i].prompt for i in others]
+        prompts = [row.prompt for row in self.rows[kind]]
         with self._under(condition):
-            written = generate_texts(
-                self.model, self.tokenizer, prompts, longest + ROOM, self.batch_size
-            )
-        for i, text in zip(others, written, strict=True):
-            texts[i] = text
-        return texts
+            return written_after(
+                self.model, self.tokenizer, prompts, self.rendered[kind], scores, room=ROOM,
+                batch_size=self.batch_size,
+            )  # fmt: skip
 
     def measured(self, condition: Condition, kind: Kind) -> tuple[Row, list[Row]]:
         """The metrics of a subset under a condition, and what was written for each row."""

@@ -22,7 +22,7 @@ from itl_train.fine_tune import SupervisedRun
 from itl_train.models import model_of
 from itl_train.settings import lasting
 from itl_train.toolformer_config import ToolformerSettings
-from itl_train.toolformer_text import format_example, generate_texts, score_targets
+from itl_train.toolformer_text import format_example, score_targets, written_after
 from itl_train.trainer_run import OnMetrics, without_dropout
 
 __all__ = ["ToolformerRun", "ToolformerSettings", "merge", "train_toolformer"]
@@ -89,12 +89,10 @@ class ToolformerRun(SupervisedRun):
 
     def _measured(self) -> dict[str, Any]:
         rendered = self._rendered(self.asked, self.tokenizer)
-        longest = max(sum(label >= 0 for label in each.labels) for each in rendered)
-        texts = generate_texts(
-            self.bare, self.tokenizer, [row.prompt for row in self.asked], longest
-        )
-        row = shares(self.asked, texts)
-        losses = [score.loss for score in score_targets(self.bare, rendered)]
+        scores = score_targets(self.bare, rendered)
+        prompts = [row.prompt for row in self.asked]
+        texts = written_after(self.bare, self.tokenizer, prompts, rendered, scores)
+        row, losses = shares(self.asked, texts), [score.loss for score in scores]
         return {**row, "validation_loss": sum(losses) / len(losses)}
 
 

@@ -103,11 +103,30 @@ def score_targets(
     return scores
 
 
-def written_target(row: Rendered, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The target of a row as `generate_texts` gives it to be written: its labels as text, but for
-    the end token.
+def written_after(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    rows: Sequence[Rendered],
+    scores: Sequence[Score],
+    *,
+    room: int = 0,
+    batch_size: int = 32,
+) -> list[str]:
+    """What `generate_texts` gives for prompts whose rows have been scored; only where a target is
+    not what is written must the model write.
+
+    room: tokens that may be written beyond the longest target.
     """
-    return _decode([label for label in row.labels if label != IGNORED][:-1], tokenizer)
+    targets = [[label for label in row.labels if label != IGNORED] for row in rows]
+    texts = [_decode(ids[:-1], tokenizer) for ids in targets]  # but for the end token
+    others = [i for i, score in enumerate(scores) if not score.is_likeliest]
+    most = max(map(len, targets), default=0) + room
+    asked = [prompts[i] for i in others]
+    written = generate_texts(model, tokenizer, asked, most, batch_size)
+    for i, text in zip(others, written, strict=True):
+        texts[i] = text
+    return texts
 
 
 def _scores(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Score]:

@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from itl_agents.pretrained import load_pretrained, load_tokenizer
 from itl_agents.render import IGNORED, Rendered
 from itl_env.errors import ConfigError
 from itl_env.toolformer import ToolformerRow, write_toolformer_rows
-from itl_train import toolformer
+from itl_train import toolformer, toolformer_text
 from itl_train.checkpoint import checkpoints
 from itl_train.models import model_of
 from itl_train.toolformer import (
@@ -27,11 +28,12 @@ from itl_train.toolformer import (
     train_toolformer,
 )
 from itl_train.toolformer_text import (
+    Score,
     format_example,
     format_prompt,
     generate_texts,
     score_targets,
-    written_target,
+    written_after,
 )
 
 from ..itl_agents.chat_models import chat_tokenizer
@@ -168,8 +170,28 @@ def test_what_is_likeliest_at_each_place_is_what_is_written(llama: Path) -> None
         for row in other:
             row.labels[-place] = (row.labels[-place] + 1) % len(tokenizer)
         assert not any(score.is_likeliest for score in score_targets(model, other, 3))
-    example = format_example(TRAIN[0].prompt, TRAIN[0].target, tokenizer)
-    assert written_target(example, tokenizer) == TRAIN[0].target
+
+
+def test_only_what_is_not_the_target_is_written(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, _ = load_pretrained(llama)
+    prompts = [row.prompt for row in TRAIN]
+    rendered = [format_example(row.prompt, row.target, tokenizer) for row in TRAIN]
+    longest = max(sum(label != IGNORED for label in row.labels) for row in rendered)
+    expected = generate_texts(model, tokenizer, prompts, longest + 2)
+    asked: list[str] = []
+
+    def generate(model: Any, tokenizer: Any, prompts: list[str], *rest: int) -> list[str]:
+        asked.extend(prompts)
+        return generate_texts(model, tokenizer, prompts, *rest)
+
+    monkeypatch.setattr(toolformer_text, "generate_texts", generate)
+    scores = [Score(0.0, i % 2 == 0) for i in range(len(TRAIN))]
+    found = written_after(model, tokenizer, prompts, rendered, scores, room=2)
+    assert asked == prompts[1::2]
+    assert found[1::2] == expected[1::2]
+    assert found[::2] == [row.target for row in TRAIN[::2]]
 
 
 # -- a run -----------------------------------------------------------------------------------------
