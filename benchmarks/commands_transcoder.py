@@ -182,6 +182,8 @@ class TranscoderValidate:
     activations: Path  # a collection of the model: its folder, or that of both parts
     delta: Path | None = None  # folder of a delta beside it
     layer: int = -1  # of a params.npz, which does not say it
+    other_model: bool = False
+    """measure it though the activations are another model's, such as a base on a fine-tuned one"""
 
 
 def transcoder_validate(config: TranscoderValidate) -> None:
@@ -207,10 +209,11 @@ def transcoder_validate(config: TranscoderValidate) -> None:
         raise ConfigError(
             f"The transcoder has the width {one.d_model}, the activations {found.about.d_model}."
         )
-    if about.model_hash and about.model_hash != found.about.model_hash:
+    is_own = about.model_hash in ("", found.about.model_hash)
+    if not (is_own or config.other_model):
         raise ConfigError(
             f"The transcoder is of {about.model or 'another model'}, the activations of "
-            f"{found.about.model}, or of other weights of it."
+            f"{found.about.model}, or of other weights of it; --other-model measures it there."
         )
     if about.normed != found.about.normed:
         raise ConfigError("The transcoder reads another site than these activations.")

@@ -31,6 +31,7 @@ from itl_agents.transcoder import About, Transcoder, dosed, load_npz
 from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
 from itl_train.activations import Activations
 from itl_train.toolformer_text import Score, format_example
+from itl_train.transcoder import fit_of
 
 from ..itl_agents.chat_models import chat_tokenizer
 from ..itl_agents.transcoders import transcoder
@@ -319,6 +320,14 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
     assert told[1] == told[2]
     status, _, err = run("transcoder", "validate", made, "--activations", tmp_path / "acts")
     assert (status, "is measured with its base" in sentence(err)) == (2, True)
+    before = next((runs / "bases/layer-01").glob("*/transcoder"))  # of the model before
+    others = ("transcoder", "validate", before, "--activations", tmp_path / "acts")
+    status, _, err = run(*others)
+    assert (status, "--other-model measures it there" in sentence(err)) == (2, True)
+    status, said, _ = run(*others, "--other-model")
+    found = Activations(tmp_path / "acts/validation")
+    fit = fit_of(Transcoder.load(before), found.read(1), found.wrote(1))
+    assert (status, f"unexplained {fit.unexplained:.4g}\n" in said) == (0, True)
     transcoder(d_model=8).save(tmp_path / "narrow")
     status, _, err = run(
         "transcoder", "validate", tmp_path / "narrow", "--activations", tmp_path / "acts"
