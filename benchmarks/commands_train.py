@@ -246,7 +246,7 @@ class BenchList:
 
 def bench_list(config: BenchList) -> None:
     """Print every study with its summary."""
-    from benchmarks.cli import STUDIES
+    from benchmarks.commands import STUDIES
 
     width = max(map(len, STUDIES))
     for name, study in STUDIES.items():

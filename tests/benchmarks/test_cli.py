@@ -11,7 +11,8 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks import cli
-from benchmarks.cli import COMMANDS, STUDIES, main, without_password
+from benchmarks.cli import main, without_password
+from benchmarks.commands import COMMANDS, STUDIES
 from itl_env.errors import ITLError
 
 from .command_line import ROOT, TINY, sentence
