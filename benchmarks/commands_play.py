@@ -138,6 +138,8 @@ def run_rollout(config: Rollout) -> None:
         write_text(_flags_file(config), json.dumps(_flags(config)) + "\n")
         try:
             append_episodes(counted(track(played, "episodes", total), count), config.out)
+        except ConfigError:  # of the file, which nothing was written to
+            raise
         except EnvironmentFailure as error:  # a server that died, or the database
             kept = f"{count.asked:,} episodes are kept; the same command goes on."
             raise EnvironmentFailure(f"{error} {kept}") from error

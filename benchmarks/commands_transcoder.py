@@ -90,7 +90,7 @@ def transcoder_train(config: TranscoderTrain) -> None:
     layers = config.layers or train.about.layers
     for layer in layers:  # all of them, before a run is begun
         train.of_layer(layer)
-    claim(config.out, "itl transcoder train")
+    claim(config.out, "itl transcoder train", "layer-*/sparsity-*/config.yaml")
     runs = {}
     for layer in layers:
         for sparsity in config.sparsity:
@@ -135,7 +135,9 @@ def transcoder_delta(config: TranscoderDelta) -> None:
         for layer in config.layers or train.about.layers
         for percentile in config.percentile
     }
-    claim(config.out, "itl transcoder delta")
+    for layer, _ in bases:
+        train.of_layer(layer)
+    claim(config.out, "itl transcoder delta", "layer-*/percentile-*/*/config.yaml")
     runs = {}
     for (layer, percentile), base in bases.items():
         for d_new in config.d_new:
@@ -163,10 +165,10 @@ def transcoder_fuse(config: TranscoderFuse) -> None:
     """Fuse, and print where it is."""
     from itl_agents.transcoder import fuse
 
+    if config.out.exists():  # before a base is looked for
+        raise ConfigError(f"{config.out} is there already; name a new place.")
     whole = fuse(*_open_pair(config.base, config.delta, config.layer), config.alpha)
     if config.out.suffix == ".npz":
-        if config.out.exists():
-            raise ConfigError(f"{config.out} is there already; name a new file.")
         whole.save_npz(config.out)
     else:
         whole.save(config.out)
@@ -270,6 +272,8 @@ def _open_pair(base: str, delta: Path, layer: int) -> "tuple[Transcoder, Transco
     """A base, by itself or among all bases, and a delta."""
     from itl_train.transcoder_folders import base_of
 
+    if delta.suffix == ".npz":
+        raise ConfigError(f"{delta} does not say what it is a delta beside; name its folder.")
     one, path = _open(delta), Path(base)
     if path.suffix == ".npz" or (path.is_dir() and not any(path.glob("layer[-_]*"))):
         return _open(path, layer), one

@@ -57,6 +57,8 @@ class InterventionDoseConfig(InterventionConfig):
 
 def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None] = print) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
+    from benchmarks.intervention_plots import dose_figure
+
     made = begin(config, config.out, "intervention-dose")
     rows, paired = _measured(made, config)
     results = {
@@ -66,10 +68,8 @@ def intervention_dose(config: InterventionDoseConfig, tell: Callable[[str], None
         "rows": rows,
         "differences": paired,
     }
-    from benchmarks.intervention_plots import dose_figure
-
-    dose_figure(rows, config.out / "dose.png")
     publish_study(config.out, results, report, tell)
+    dose_figure(rows, config.out / "dose.png")
 
 
 def _measured(made: Toolformer, config: InterventionDoseConfig) -> tuple[list[Row], list[Row]]:

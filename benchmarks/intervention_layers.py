@@ -64,6 +64,8 @@ def intervention_layers(
     config: InterventionLayersConfig, tell: Callable[[str], None] = print
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
+    from benchmarks.intervention_plots import differences_figure, layers_figure
+
     made = begin(config, config.out, "intervention-layers")
     rows, paired = _measured(made, config)
     results = {
@@ -74,11 +76,9 @@ def intervention_layers(
         "rows": rows,
         "differences": paired,
     }
-    from benchmarks.intervention_plots import differences_figure, layers_figure
-
+    publish_study(config.out, results, report, tell)
     layers_figure(rows, config.out / "layers.png")
     differences_figure(paired, config.out / "differences.png")
-    publish_study(config.out, results, report, tell)
 
 
 def _fits(made: Toolformer, config: InterventionLayersConfig) -> list[Row]:

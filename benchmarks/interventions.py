@@ -85,8 +85,8 @@ class Subject:
         return found.hexdigest()
 
     def scores(self, condition: Condition, kind: Kind) -> list[Score]:
-        """Of each row, the mean cross-entropy of its target in nats a token, and whether it is what
-        is written.
+        """Of each row, the mean cross-entropy of its target in nats a token, and whether the target
+        is what the model writes.
         """
         with self._below(condition.site, kind).passes(), self._under(condition):
             return score_targets(self.model, self.rendered[kind], self._loss_batch)
@@ -233,8 +233,12 @@ def turned(base: Transcoder, delta: Transcoder, seed: int) -> Replacement:
 
 def cell_name(layer: int, percentile: float, d_new: int, condition: str, kind: Kind) -> str:
     """Where a condition is written down; what two studies ask for they share."""
-    place = f"layer-{layer:02d}-percentile-{percentile * 100:g}-d-{d_new}"
-    return f"{place}-{condition.replace(' ', '-')}-{kind}"
+    return f"{pair_name(layer, percentile, d_new)}-{condition.replace(' ', '-')}-{kind}"
+
+
+def pair_name(layer: int, percentile: float, d_new: int) -> str:
+    """The name of a base and a delta beside it; d_new 0 is the base alone."""
+    return f"layer-{layer:02d}-percentile-{percentile * 100:g}-d-{d_new}"
 
 
 DOSES = {0.0: "no_delta", 1.0: "full"}

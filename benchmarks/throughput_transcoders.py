@@ -26,7 +26,7 @@ from benchmarks.timing import check_threads, compare, comparisons_table, race
 from itl_agents.continuation import continue_prompts
 from itl_agents.sites import replaced, site_of
 from itl_agents.transcoder import About, Transcoder
-from itl_train.activations import batches_of, collect, padded
+from itl_train.activations import batches_of, collect, run_blocks
 from itl_train.transcoder import Features
 from itl_train.transcoder_config import TranscoderSettings
 
@@ -223,8 +223,7 @@ def collection(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
     def forward() -> int:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         for batch in batches_of(texts, order, 4_096):
-            ids, mask = padded([texts[i] for i in batch])
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            run_blocks(model, [texts[i] for i in batch])
         return n
 
     rates = race({COLLECTION: collected, FORWARD: forward}, sizes.rounds)
@@ -236,8 +235,8 @@ def collection(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
 def generation(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
     """Tokens a second that are written while a transcoder replaces an MLP, and without."""
     generator = torch.Generator().manual_seed(0)
-    shape = model.config.get_text_config()
-    d_model = shape.hidden_size
+    of = model.config.get_text_config()
+    d_model = of.hidden_size
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator) / d_model**0.5
@@ -249,10 +248,10 @@ def generation(model: PreTrainedModel, sizes: Sizes) -> dict[str, Any]:
         "b_dec": draw(d_model),
         "threshold": torch.ones(sizes.d_sae),
     }
-    layer = shape.num_hidden_layers // 2
+    layer = of.num_hidden_layers // 2
     transcoder = Transcoder(weights, About(layer=layer))
     prompts = [
-        [1, *torch.randint(3, shape.vocab_size, (24,), generator=generator).tolist()]
+        [1, *torch.randint(3, of.vocab_size, (24,), generator=generator).tolist()]
         for _ in range(sizes.lanes)
     ]
 

@@ -8,7 +8,7 @@ from benchmarks.progress import Progress
 from itl_agents.pretrained import Pretrained
 from itl_agents.sites import site_of
 from itl_env.toolformer import TRAIN, VALIDATION, toolformer_rows_in
-from itl_train.activations import Activations, collect
+from itl_train.activations import COLLECTION, Activations, collect
 from itl_train.runs import claim
 from itl_train.toolformer_text import bos_ids, format_example
 from itl_train.transcoder import TranscoderRun
@@ -29,8 +29,8 @@ def collect_parts(
 ) -> list[Activations]:
     """Collect, for training and for validation, what a model reads and adds over rows of `data`.
 
-    n_rows: of either part, the first ones; 0 for all. settings: see `collect`, as for what is
-    raised.
+    n_rows: of either part, the first ones; 0 for all. settings: see `collect`. Raises what
+    `collect` does, and ConfigError for a folder of another command.
     """
     model, tokenizer, source = pretrained
     texts = {}
@@ -39,7 +39,7 @@ def collect_parts(
         texts[part] = [format_example(row.prompt, row.target, tokenizer).input_ids for row in rows]
     for layer in layers:  # before there is a folder
         site_of(pretrained.model, layer)
-    claim(out, "itl transcoder collect")
+    claim(out, "itl transcoder collect", f"*/{COLLECTION}")
     found = []
     for part, some in texts.items():
         with Progress(f"activations of {name or source}, {part}", 0) as progress:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.interventions import Condition, Row
+from benchmarks.interventions import Condition, Row, pair_name
 from benchmarks.progress import Progress
 from benchmarks.statistics import paired_difference, percent
 from benchmarks.toolformer_study import (
@@ -65,6 +65,8 @@ def transcoder_validation(
     config: TranscoderValidationConfig, tell: Callable[[str], None] = print
 ) -> None:
     """Run what is left of the study; write rows, figures and the report, and print the report."""
+    from benchmarks.intervention_plots import validation_figures
+
     made = begin(config, config.out, "transcoder-validation")
     percentiles = config.percentiles or made.sizes.percentiles
     sizes = config.d_new or made.sizes.d_new
@@ -75,10 +77,8 @@ def transcoder_validation(
         "raw": raw,
         "rows": rows,
     }
-    from benchmarks.intervention_plots import validation_figures
-
-    validation_figures(rows, config.out)
     publish_study(config.out, results, report, tell)
+    validation_figures(rows, config.out)
 
 
 def _measured(
@@ -122,7 +122,7 @@ def _measured(
                         fit_of, delta or base, read[::step], wrote[::step], delta and base
                     )
                     found = cells.measured(
-                        f"layer-{layer:02d}-percentile-{percentile * 100:g}-d-{d_new}",
+                        pair_name(layer, percentile, d_new),
                         {**made_by, "base": base.hash, "delta": delta and delta.hash},
                         partial(_fit_and_losses, fit, partial(losses, condition)),
                         progress,

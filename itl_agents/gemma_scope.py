@@ -25,6 +25,7 @@ def gemma_scope(
 
     Raises ConfigError if there is none for the layer, and ITLError if the hub cannot be reached.
     """
+    check_percentile(percentile)
     there = levels(source, layer, width)
     return load_level(source, layer, there[at_percentile(len(there), percentile)], width)
 
@@ -41,11 +42,12 @@ def levels(source: str | Path, layer: int, width: str = "16k") -> list[int]:
     else:
         names = _hub_names(str(source))
     start = _start(layer, width)
-    found = {name.removeprefix(start).removesuffix(f"/{FILE}") for name in names
+    l0s = {name.removeprefix(start).removesuffix(f"/{FILE}") for name in names
              if name.startswith(start)}  # fmt: skip
-    if not any(each.isdigit() for each in found):
+    found = sorted(int(l0) for l0 in l0s if l0.isdigit() and str(int(l0)) == l0)
+    if not found:
         raise ConfigError(f"{source} holds no transcoder at {start}*/{FILE}.")
-    return sorted(int(each) for each in found if each.isdigit())
+    return found
 
 
 def load_level(source: str | Path, layer: int, l0: int, width: str = "16k") -> Transcoder:
@@ -56,13 +58,14 @@ def load_level(source: str | Path, layer: int, l0: int, width: str = "16k") -> T
 
 
 def at_percentile(n: int, percentile: float) -> int:
-    """Which of n transcoders a percentile picks, from 0, the sparsest, to 1, the densest.
+    """Which of n transcoders a percentile picks, from 0, the sparsest, to 1, the densest."""
+    return min(int(n * percentile), n - 1)
 
-    Raises ConfigError if it is neither nor between them.
-    """
+
+def check_percentile(percentile: float) -> None:
+    """Raise ConfigError for one that is not from 0 to 1."""
     if not 0 <= percentile <= 1:
         raise ConfigError(f"percentile is {percentile}; it must be from 0 to 1.")
-    return min(int(n * percentile), n - 1)
 
 
 def _start(layer: int, width: str) -> str:

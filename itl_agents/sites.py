@@ -20,7 +20,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import Any
 
 import torch
@@ -187,30 +187,53 @@ class Below:
 
     def __init__(self, model: PreTrainedModel, layer: int) -> None:
         blocks = _blocks(model)[1]
-        self._below, self._block = blocks[:layer], blocks[layer]
-        self._kept: list[Tensor] = []
+        self._first, self._below, self._block = blocks[0], blocks[:layer], blocks[layer]
+        self._embedded: list[Tensor] = []
+        self._given: list[Tensor] = []
         self._is_whole = False
 
     @contextmanager
     def passes(self) -> Iterator[None]:
-        """While this lasts, the passes of the series: the same ids in the same order each time, and
-        no cache.
+        """While this lasts, the passes of the series: the same ids in the same order each time, by
+        the same weights, and no cache. Raises ValueError for another pass.
         """
-        kept = self._kept
         with ExitStack() as undo:
             if self._is_whole:
-                place = count()
+                passed = 0
+
+                def give(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+                    nonlocal passed
+                    self._check_known(passed, given[0])
+                    passed += 1
+                    return (self._given[passed - 1], *given[1:])
+
                 for block in self._below:
                     undo.enter_context(_passed_by(block))
-                hook = self._block.register_forward_pre_hook(
-                    lambda _, given: (kept[next(place)], *given[1:])
-                )
+                hooks = [self._block.register_forward_pre_hook(give)]
             else:
-                kept.clear()
-                hook = self._block.register_forward_pre_hook(lambda _, given: kept.append(given[0]))
-            undo.callback(hook.remove)
+                hooks = [
+                    block.register_forward_pre_hook(partial(_keep, kept))
+                    for block, kept in (
+                        (self._first, self._embedded), (self._block, self._given),
+                    )
+                ]  # fmt: skip
+                self._embedded.clear()
+                self._given.clear()
+            for hook in hooks:
+                undo.callback(hook.remove)
             yield
         self._is_whole = True
+
+    def _check_known(self, place: int, embedded: Tensor) -> None:
+        """Raise ValueError unless this was embedded in the same pass when the series was kept."""
+        known = self._embedded[place] if place < len(self._embedded) else None
+        is_same = known is not None and known.dtype == embedded.dtype
+        if known is None or not is_same or not torch.equal(known, embedded):
+            raise ValueError(f"Pass {place} is no repetition: it embeds other ids, or otherwise.")
+
+
+def _keep(kept: list[Tensor], _: nn.Module, given: tuple[Any, ...]) -> None:
+    kept.append(given[0])
 
 
 @contextmanager

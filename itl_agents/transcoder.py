@@ -230,8 +230,7 @@ def fuse(base: Transcoder, delta: Transcoder, alpha: float = 1.0) -> Transcoder:
 
 def check_pair(base: Transcoder, delta: Transcoder) -> None:
     """Raise ConfigError if a delta was not trained beside this base."""
-    if not delta.about.base_hash:
-        raise ConfigError("This is no delta: it names no base.")
+    check_delta(delta)
     if delta.d_model != base.d_model:
         raise ConfigError(f"The delta has the width {delta.d_model}, the base {base.d_model}.")
     if delta.about.layer != base.about.layer:
@@ -243,6 +242,12 @@ def check_pair(base: Transcoder, delta: Transcoder) -> None:
             "The delta was trained beside another base than this one; name the folder of all "
             "bases, and its own is taken."
         )
+
+
+def check_delta(delta: Transcoder) -> None:
+    """Raise ConfigError if a transcoder is no delta."""
+    if not delta.about.base_hash:
+        raise ConfigError("This is no delta: it names no base.")
 
 
 def site_for(transcoder: Transcoder, model: PreTrainedModel, layer: int | None = None) -> Site:

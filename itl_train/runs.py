@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 MADE_BY = "made-by.txt"  # in a folder of many runs: which command it belongs to
 
 
-def claimed(path: Path, maker: str) -> bool:
+def claimed(path: Path, maker: str, own: str = "") -> bool:
     """Whether a folder of many runs is this maker's already; False if it is new or empty.
 
-    maker: the command, such as `itl sweep memory`. Raises ConfigError if it is not.
+    maker: the command, such as `itl sweep memory`. own: pattern of a file by which a folder that
+    does not say whose it is can be told to be the maker's. Raises ConfigError if it is another's.
     """
     found = first_entry(path)
     file = path / MADE_BY
@@ -34,16 +35,16 @@ def claimed(path: Path, maker: str) -> bool:
                 f"{path} belongs to `{there}`, not to `{maker}`; name another folder."
             )
         return True
-    if found is not None:
+    if found is not None and not (own and any(path.glob(own))):
         raise ConfigError(
             f"{path} holds {found!r}, but nothing of `{maker}`; name a new or empty folder."
         )
     return False
 
 
-def claim(path: Path, maker: str) -> None:
+def claim(path: Path, maker: str, own: str = "") -> None:
     """Begin or reopen a folder of many runs; see `claimed`."""
-    if claimed(path, maker):
+    if claimed(path, maker, own):
         return
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from itl_agents.continuation import continue_prompts, last_logits, own_stops
 from itl_agents.render import IGNORED, Rendered
 from itl_env.errors import ConfigError
+from itl_train.activations import padded
 
 
 def bos_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -95,7 +96,7 @@ class Score(NamedTuple):
 def score_targets(
     model: PreTrainedModel, rows: Sequence[Rendered], batch_size: int = 32
 ) -> list[Score]:
-    """How likely the labels of each row are, from one forward pass."""
+    """How likely the labels of each row are, from one forward pass a batch."""
     scores = [Score(0.0, False)] * len(rows)
     for places in batches_by_length([row.input_ids for row in rows], batch_size):
         for place, score in zip(places, _scores(model, [rows[p] for p in places]), strict=True):
@@ -116,7 +117,8 @@ def written_after(
     """What `generate_texts` gives for prompts whose rows have been scored; only where a target is
     not what is written must the model write.
 
-    room: tokens that may be written beyond the longest target.
+    room: tokens that may be written beyond the longest target. Rows must fit into the model, and
+    no token at which it stops may be in a target but at its end, as it is with `format_example`.
     """
     targets = [[label for label in row.labels if label != IGNORED] for row in rows]
     texts = [_decode(ids[:-1], tokenizer) for ids in targets]  # but for the end token
@@ -131,16 +133,9 @@ def written_after(
 
 def _scores(model: PreTrainedModel, rows: Sequence[Rendered]) -> list[Score]:
     """The same of rows side by side."""
-    width = max(len(row.input_ids) for row in rows)
-
-    def padded(lists: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor(
-            [[*each, *[value] * (width - len(each))] for each in lists], device=model.device
-        )
-
-    ids = padded([row.input_ids for row in rows], 0)
-    seen = padded([[1] * len(row.input_ids) for row in rows], 0)
-    targets = padded([row.labels for row in rows], IGNORED)[:, 1:]
+    ids, seen = (each.to(model.device) for each in padded([row.input_ids for row in rows]))
+    labels = [torch.tensor(row.labels, device=model.device) for row in rows]
+    targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, 1:]
     # Logits of nothing before the first target.
     n = int((targets != IGNORED).any(0).flip(0).nonzero()[-1]) + 1
     keep = last_logits(model, n + 1)

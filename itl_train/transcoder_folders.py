@@ -10,8 +10,8 @@ Gemma Scope: larger is denser.
 from collections.abc import Iterator
 from pathlib import Path
 
-from itl_agents.gemma_scope import at_percentile, gemma_scope, levels, load_level
-from itl_agents.transcoder import Transcoder
+from itl_agents.gemma_scope import at_percentile, check_percentile, gemma_scope, levels, load_level
+from itl_agents.transcoder import Transcoder, check_delta
 from itl_env.errors import ConfigError
 from itl_train.transcoder import RESULT
 
@@ -31,6 +31,7 @@ def open_base(source: str, layer: int, percentile: float = 0.5) -> Transcoder:
 
     Raises ConfigError if there is none, and what `gemma_scope` raises.
     """
+    check_percentile(percentile)
     if not _is_trained(source):
         return gemma_scope(source, layer, percentile=percentile)
     found = [Transcoder.load(folder) for folder in _trained(source, layer)]
@@ -44,8 +45,9 @@ def base_of(delta: Transcoder, source: str) -> Transcoder:
     """The base beside which a delta was trained, among those that `open_base` picks from.
 
     Those of Gemma Scope are had from the hub one after the other until it is found. Raises
-    ConfigError if none of them is it, and what `open_base` raises.
+    ConfigError if none of them is it or the delta is none, and what `open_base` raises.
     """
+    check_delta(delta)
     layer = delta.about.layer
     bases: Iterator[Transcoder]
     if _is_trained(source):

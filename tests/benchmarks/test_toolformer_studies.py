@@ -32,6 +32,7 @@ from itl_env.toolformer import KINDS, ToolformerRow, load_toolformer_rows
 from itl_train.activations import Activations
 from itl_train.toolformer_text import Score, format_example
 from itl_train.transcoder import fit_of
+from itl_train.transcoder_folders import open_base
 
 from ..itl_agents.chat_models import chat_tokenizer
 from ..itl_agents.transcoders import transcoder
@@ -219,6 +220,22 @@ def test_conditions_do_what_they_are_named(place):
     assert subject.measured(raw, "tool") == subject.measured(identity, "tool")
 
 
+def test_what_is_kept_of_one_site_is_not_taken_at_another(place):
+    model, tokenizer, _ = load_pretrained(place / "runs/merged")
+    rows = {kind: load_toolformer_rows(place / f"runs/data/{kind}.jsonl") for kind in KINDS}
+    whole = Subject(model, tokenizer, rows)
+    for layer in (1, 0, 1):  # upwards as well as downwards
+        base = open_base(str(place / "runs/bases"), layer)
+        site = site_of(model, layer)
+        for condition in (
+            Condition("base", site, base.replacement(), base),
+            Condition("nothing", site, lambda x, _: torch.zeros_like(x), base),
+        ):
+            for kind in KINDS:
+                fresh = Subject(model, tokenizer, rows).measured(condition, kind)
+                assert whole.measured(condition, kind) == fresh
+
+
 class Says(Subject):
     """A subject that writes what it is told to."""
 
@@ -282,12 +299,25 @@ def test_transcoders_by_their_commands(place, run, tmp_path):
         1,
         0,
     )
+    for words in ((*collect[:-3], 9), ("transcoder", "train", *many[2:5], 9)):
+        status, _, err = run(*words, "--out", tmp_path / "refused")
+        assert (status, "layer 9" in sentence(err)) == (2, True)
+        assert not (tmp_path / "refused").exists()
     status, _, err = run(*many, "--base", tmp_path / "bases", "--out", tmp_path / "refused")
     assert (status, "holds no transcoder of layer 0" in sentence(err)) == (2, True)
     assert not (tmp_path / "refused").exists()
     for words in (collect, delta):
         status, _, err = run(*words[:-1], tmp_path / "bases")
         assert (status, "belongs to `itl transcoder train`" in sentence(err)) == (2, True)
+    (tmp_path / "acts/made-by.txt").unlink()  # as the folders of studies are
+    assert run(*collect)[0] == 0
+    for words in (
+        ("fuse", "x", "it.npz"),
+        ("validate", "x", "--activations", tmp_path / "acts", "--delta", "it.npz"),
+    ):
+        out = ("--out", tmp_path / "x") if words[0] == "fuse" else ()
+        status, _, err = run("transcoder", *words, *out)
+        assert (status, "does not say what it is a delta beside" in sentence(err)) == (2, True)
     made = tmp_path / "deltas/layer-01/percentile-50/d-3/transcoder"
     base = next(
         folder

@@ -85,7 +85,43 @@ def test_passes_are_repeated_from_a_block_upwards(model):
             assert all(map(torch.equal, found, expected))
             first = layer if change else 0
             assert ran == 2 * list(range(first, len(blocks)))
-        assert all("forward" not in vars(block) for block in blocks), "nothing is left behind"
+        assert not left_behind(model)
+
+
+def left_behind(model) -> list[torch.nn.Module]:
+    """Blocks that still have a hook for what comes into them, or a forward pass of their own."""
+    return [
+        block
+        for block in model.model.layers
+        if block._forward_pre_hooks or "forward" in vars(block)
+    ]
+
+
+@torch.no_grad()
+def test_a_pass_that_is_no_repetition_is_refused_and_an_interruption_leaves_nothing(model):
+    below = Below(model, 1)
+    expected = model(IDS, use_cache=False).logits
+
+    def interrupted() -> None:
+        with below.passes():
+            model(IDS[:, :3], use_cache=False)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not left_behind(model)
+    with below.passes():  # the series begins anew
+        model(IDS, use_cache=False)
+    for other in (IDS + 1, IDS[:1], IDS[:, :3]):
+        with pytest.raises(ValueError, match="Pass 0 is no repetition"), below.passes():
+            model(other, use_cache=False)
+        assert not left_behind(model)
+    with below.passes():
+        assert torch.equal(model(IDS, use_cache=False).logits, expected)
+        with pytest.raises(ValueError, match="Pass 1 is no repetition"):
+            model(IDS, use_cache=False)
+    with pytest.raises(ValueError, match="Pass 0 is no repetition"), below.passes():
+        model.bfloat16()(IDS, use_cache=False)
 
 
 @torch.no_grad()

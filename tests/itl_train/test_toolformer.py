@@ -172,6 +172,22 @@ def test_what_is_likeliest_at_each_place_is_what_is_written(llama: Path) -> None
         assert not any(score.is_likeliest for score in score_targets(model, other, 3))
 
 
+def test_what_is_written_after_rows_is_what_is_generated(llama: Path) -> None:
+    model, tokenizer, _ = load_pretrained(llama)
+    prompts = [row.prompt for row in TRAIN]
+    ids = [format_prompt(prompt, tokenizer) for prompt in prompts]
+    (own,) = continue_prompts(model, ids[:1], stop_ids=[-1], max_new_tokens=8)
+    place = next(i for i in range(2, 8) if own[i] not in own[:i])
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(own[place])  # so one row is its target
+    targets = [own[: place + 1], *([n, n, own[place]] for n in range(20, 20 + len(ids) - 1))]
+    rows = [Rendered(i + t, [IGNORED] * len(i) + t) for i, t in zip(ids, targets, strict=True)]
+    scores = score_targets(model, rows, 3)
+    assert [score.is_likeliest for score in scores] == [True] + [False] * (len(rows) - 1)
+    most = max(map(len, targets)) + 2
+    found = written_after(model, tokenizer, prompts, rows, scores, room=2)
+    assert found == generate_texts(model, tokenizer, prompts, most)
+
+
 def test_only_what_is_not_the_target_is_written(
     llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
