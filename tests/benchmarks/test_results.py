@@ -27,7 +27,7 @@ from benchmarks import (
     transcoder_validation,
 )
 from benchmarks.large_scale_report import paired_drift
-from benchmarks.statistics import Z, interval
+from benchmarks.statistics import Z, holm, interval
 from benchmarks.studies import RESULTS
 from benchmarks.study_report import line_fit
 
@@ -284,35 +284,43 @@ def test_the_readme_says_what_a_delta_adds_to_calls() -> None:
         for row in figures("intervention-dose/results.json")["rows"]
         if row["subset"] == "tool_ood"
     }
-    six, twelve, eighteen, last = (points(more[layer, "untuned delta"]) for layer in LAYERS)
+    doses = [dose[12, alpha] for alpha in (0.25, 0.5, 0.75, 1.0, 1.5)]
+    assert doses[3] == calls[12, "full"]
     expected = [
         f"calls after {calls[None, 'raw']} of 200 questions in phrasings that it was never "
         "trained on",
-        f"With the base at layer 12 in place of the MLP it is {calls[12, 'no_delta']}, with half "
-        f"of the delta {dose[12, 0.5]}",
-        f"with all of it {calls[12, 'full']}: more than with each of the five other ways, and "
-        f"{twelve} points more than with a delta that was trained on the model before",
-        f"At layers 6, 18 and 24 that is {six}, {eighteen} and {last}",
+        f"With the base at layer 12 in place of the MLP it is {calls[12, 'no_delta']}; with a "
+        f"quarter, half, three quarters, all and one and a half of the delta {doses[0]}, "
+        f"{doses[1]}, {doses[2]}, {doses[3]} and {doses[4]}",
+        f"not from the base with the mean of what it leaves, {calls[12, 'bias only']}",
     ]
     assert [claim for claim in expected if claim not in readme] == []
-    assert min(row["tool_call_low"] for (layer, _), row in more.items() if layer == 12) > 0
-    assert len([layer for layer, _ in more if layer == 12]) == 5
+    for layer in LAYERS:
+        own = {less: row for (at, less), row in more.items() if at == layer}
+        chances = holm([row["tool_call_p"] for row in own.values()])
+        unclear = [less for less, p in zip(own, chances, strict=True) if p >= 0.05]
+        assert unclear == (["bias only"] if layer == 12 else list(own))
+        assert len(own) == 5
     known = min(row["tool_call"] for row in found["rows"] if row["subset"] == "tool")
     assert f"it calls after {known:.1%} or more whatever stands in for one MLP" in readme
 
 
-def test_the_readme_says_what_earlier_fine_tunings_gave() -> None:
-    readme, earlier = " ".join(README.split()), {}
-    for name in ("layers-6-24", "layers-12-18"):
-        file = RESULTS / "intervention-layers-earlier" / f"{name}.csv"
+def test_the_readme_says_in_how_many_fine_tunings_a_delta_adds_calls() -> None:
+    earlier = RESULTS / "intervention-layers-earlier"
+    files = (
+        RESULTS / "intervention-layers/differences.csv",
+        earlier / "layers-6-12-18-24.csv",
+        earlier / "layers-6-24.csv",
+    )
+    found: dict[int, list[str]] = {layer: [] for layer in LAYERS}
+    for file in files:
         for row in csv.DictReader(file.read_text().splitlines()):
             if (row["less"], row["subset"]) == ("untuned delta", "tool_ood"):
-                earlier[int(row["layer"])] = points(row)
-    expected = (
-        f"{earlier[12]} at layer 12 and {earlier[18]} at 18 in one, {earlier[6]} at layer 6 and "
-        f"{earlier[24]} at 24 in another"
-    )
-    assert expected in readme
+                found[int(row["layer"])].append(points(row))
+    (table,) = re.findall(r"\| layer \| this fine-tuning .*\n\|[-|:]+\|\n((?:\|.*\n)+)", README)
+    assert table.splitlines() == [
+        f"| {layer} | {' | '.join([*own, 'not measured'][:3])} |" for layer, own in found.items()
+    ]
 
 
 def test_the_readme_says_how_well_transcoders_fit() -> None:
