@@ -231,9 +231,8 @@ def test_what_is_kept_of_one_site_is_not_taken_at_another(place):
             Condition("base", site, base.replacement(), base),
             Condition("nothing", site, lambda x, _: torch.zeros_like(x), base),
         ):
-            for kind in KINDS:
-                fresh = Subject(model, tokenizer, rows).measured(condition, kind)
-                assert whole.measured(condition, kind) == fresh
+            fresh = Subject(model, tokenizer, rows).measured(condition, "tool")
+            assert whole.measured(condition, "tool") == fresh
 
 
 class Says(Subject):
