@@ -21,14 +21,8 @@ from benchmarks.interventions import (
 )
 from benchmarks.progress import Progress
 from benchmarks.statistics import holm
-from benchmarks.toolformer_study import (
-    Cells,
-    InterventionConfig,
-    Toolformer,
-    begin,
-    publish_study,
-    write_lines,
-)
+from benchmarks.toolformer_cells import Cells, publish_study, write_lines
+from benchmarks.toolformer_study import InterventionConfig, Toolformer, begin
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for
 from itl_env.errors import ConfigError

@@ -26,15 +26,8 @@ from benchmarks.interventions import (
 )
 from benchmarks.progress import Progress
 from benchmarks.statistics import holm, percent
-from benchmarks.toolformer_study import (
-    Cells,
-    InterventionConfig,
-    Toolformer,
-    Which,
-    begin,
-    publish_study,
-    write_lines,
-)
+from benchmarks.toolformer_cells import Cells, publish_study, write_lines
+from benchmarks.toolformer_study import InterventionConfig, Toolformer, Which, begin
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, site_for
 from itl_env.toolformer import KINDS

@@ -1,13 +1,13 @@
-"""What the studies of a calculator tool seen from inside share: a pipeline, and measured cells.
+"""The pipeline that the studies of a calculator tool seen from inside share.
 
 The pipeline makes data, fine-tunes a model, merges it, collects activations of both, trains bases
 on the model before and deltas on the one after. It lies in one folder that all studies read, and
 each of its parts is a command of its own (`itl toolformer ...`, `itl transcoder ...`), so that one
-that is interrupted goes on. What a study measures is kept cell by cell.
+that is interrupted goes on. What a study measures is kept by `benchmarks.toolformer_cells`.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.interventions import Means, Row, Subject
 from benchmarks.machine import machine
-from benchmarks.progress import Progress, TrainingProgress
+from benchmarks.progress import TrainingProgress
 from benchmarks.timing import check_threads, say
 from itl_agents.sites import site_of
 from itl_agents.transcoder import Transcoder, check_model
 from itl_env.errors import ConfigError
-from itl_env.files import read_json, whole_file, write_text
+from itl_env.files import read_json, write_text
 from itl_env.toolformer import SUBSETS, Kind, ToolformerMix, load_toolformer_rows
 from itl_train.run_folder import first_entry
 from itl_train.runs import claim
@@ -362,57 +362,6 @@ def _command(study: str, config: ToolformerStudyConfig) -> str:
         said = [Path(each).name if Path(str(each)).exists() else str(each) for each in values]
         words += ["--" + option.name.replace("_", "-"), *said]
     return " ".join([*words, "--out DIR"])
-
-
-class Cells:
-    """What has been measured, a file for each cell. total: how many a study has."""
-
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total, self.done = folder, total, 0
-
-    def measured(
-        self, name: str, made_by: Mapping[str, Any], measure: Callable[[], Any], progress: Progress
-    ) -> Any:
-        """What a cell holds; measured, and written down, if it is not there or made by another."""
-        file = self.folder / f"{name}.json"
-        wanted = json.loads(json.dumps(made_by))
-        if file.exists():
-            there = read_json(file, "Remove it, and it is measured anew.")
-            if there["made_by"] == wanted:
-                self._count(progress, name)
-                return there["found"]
-        found = measure()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps({"made_by": wanted, "found": found}) + "\n")
-        self._count(progress, name)
-        return found
-
-    def _count(self, progress: Progress, name: str) -> None:
-        self.done += 1
-        progress.at(self.done, name, always=True)
-
-
-def publish_study(
-    out: Path, results: Row, report: Callable[[Row], str], tell: Callable[[str], None]
-) -> None:
-    """Write results as JSON, their rows and differences as CSV, and the report; tell the report."""
-    import pandas as pd
-
-    for name in ("rows", "differences"):
-        if name in results:
-            write_text(out / f"{name}.csv", pd.DataFrame(results[name]).to_csv(index=False))
-    write_text(out / "results.json", json.dumps(results, indent=1) + "\n")
-    text = report(results)
-    write_text(out / "report.md", text)
-    tell(text)
-
-
-def write_lines(rows: Sequence[Row], file: Path) -> None:
-    """Write rows as JSON lines."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(file) as partial, partial.open("w", encoding="utf-8") as lines:
-        for row in rows:
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def begin(config: ToolformerStudyConfig, out: Path, study: str) -> Toolformer:

@@ -16,14 +16,8 @@ from typing import Any
 from benchmarks.interventions import Condition, Row, pair_name
 from benchmarks.progress import Progress
 from benchmarks.statistics import paired_difference, percent
-from benchmarks.toolformer_study import (
-    SIZES,
-    Cells,
-    Toolformer,
-    ToolformerStudyConfig,
-    begin,
-    publish_study,
-)
+from benchmarks.toolformer_cells import Cells, publish_study
+from benchmarks.toolformer_study import SIZES, Toolformer, ToolformerStudyConfig, begin
 from itl_agents.gemma_scope import at_percentile
 from itl_agents.sites import fingerprint
 from itl_agents.transcoder import check_model, dosed, site_for

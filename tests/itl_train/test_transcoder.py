@@ -19,8 +19,10 @@ from itl_train.activations import Activations, collect
 from itl_train.run_folder import RunFolder
 from itl_train.transcoder import Features, Order, TranscoderRun, fit_of, schedule
 from itl_train.transcoder_config import TranscoderSettings
+from itl_train.transcoder_folders import base_of
 
 from ..itl_agents.decoders import D_MODEL, FAMILIES, decoder
+from ..itl_agents.transcoders import transcoder
 
 SMALL = TranscoderSettings(
     d_sae=48, sparsity=0.01, sparsity_warmup=20, lr=3e-3, lr_warmup=10, batch_tokens=64,
@@ -362,3 +364,27 @@ def test_a_run_records_what_it_was_trained_on(parts, tmp_path):
     made = Transcoder.load(tmp_path / "run" / training.RESULT)
     assert (made.about.layer, made.about.model_hash) == (1, train.about.model_hash)
     shutil.rmtree(tmp_path / "run")
+
+
+def test_the_base_of_a_delta_is_had_from_the_hub_level_after_level(tmp_path, monkeypatch):
+    had = []
+
+    def file_of(repository: str, name: str) -> str:
+        had.append(name)
+        return str(tmp_path / name)
+
+    for l0 in (40, 6, 25):
+        place = tmp_path / f"layer_1/width_16k/average_l0_{l0}/params.npz"
+        transcoder(seed=l0).save_npz(place)
+    names = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("params.npz")]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda _: names)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", file_of)
+    delta = transcoder(d_sae=3, base_hash=transcoder(seed=25).hash)
+    assert base_of(delta, "nobody/transcoders").hash == delta.about.base_hash
+    assert had == [f"layer_1/width_16k/average_l0_{l0}/params.npz" for l0 in (6, 25)]
+    with pytest.raises(ConfigError, match="holds no base of layer 1 that the delta was trained"):
+        base_of(transcoder(d_sae=3, base_hash="0"), "nobody/transcoders")
+    had.clear()
+    with pytest.raises(ConfigError, match="This is no delta"):
+        base_of(transcoder(d_sae=3), "nobody/transcoders")
+    assert not had
