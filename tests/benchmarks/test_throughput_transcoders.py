@@ -10,6 +10,7 @@ from benchmarks.throughput_transcoders import (
     plain_loss,
     throughput_transcoders,
 )
+from itl_agents.nanollama import ByteTokenizer, NanoLlama, NanoLlamaConfig, save_model
 from itl_train.transcoder import Features
 from itl_train.transcoder_config import TranscoderSettings
 
@@ -26,6 +27,18 @@ def test_every_part_is_measured_against_what_bounds_it(tmp_path):
     kept = json.loads((tmp_path / "out/throughput-transcoders.json").read_text())
     assert kept["comparisons"] == found["comparisons"]
     assert "generation, one MLP replaced" in said[0]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_model_of_another_width_and_vocabulary_is_measured_as_it_is(tmp_path):
+    sizes = NanoLlamaConfig(d_model=24, n_layers=4, n_heads=2)
+    save_model(NanoLlama(sizes, seed=0), tmp_path / "model")
+    ByteTokenizer().save(tmp_path / "model")
+    said: list[str] = []
+    config = ThroughputTranscodersConfig(model=str(tmp_path / "model"), out=tmp_path / "out")
+    found = throughput_transcoders(config, said.append)
+    assert (found["d_model"], len(found["comparisons"])) == (24, 5)
+    assert "Transcoders have a\nwidth of 24" in said[0]
 
 
 def test_both_ways_of_a_step_have_the_same_gradients():
